@@ -1,0 +1,206 @@
+"""Datasets of every stage: Hub names, local files and mixtures, checked before they are loaded.
+
+A recipe names its data as TRL does (`datasets:` with `path`, `name`, `data_files`, `split`, `columns`, `fraction`);
+`eval_datasets:` takes the same form, so that a published test split stays a test split. `--data_files` and
+`--eval_data_files` replace them by local files (JSONL, JSON, CSV, Parquet, plain text; gzip too).
+"""
+
+import gzip
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trl import DatasetMixtureConfig
+from trl.scripts.utils import DatasetConfig
+
+from .errors import UserError
+from .stage import Stage
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+logger = logging.getLogger(__name__)
+
+BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+SHOWN_PROBLEMS = 20
+
+
+@dataclass
+class DataArguments(DatasetMixtureConfig):
+    """Where the rows come from."""
+
+    eval_datasets: list[DatasetConfig] = field(
+        default_factory=list, metadata={"help": "Held-out data, in the form of `datasets`."}
+    )
+    data_files: list[str] | None = field(
+        default=None, metadata={"help": "Local files to use instead of `datasets` (bring your own data)."}
+    )
+    eval_data_files: list[str] | None = field(
+        default=None, metadata={"help": "Local files to use instead of `eval_datasets`."}
+    )
+
+    def __post_init__(self):
+        if self.data_files:
+            self.datasets = [_local_source(self.data_files)]
+        if self.eval_data_files:
+            self.eval_datasets = [_local_source(self.eval_data_files)]
+        self.eval_datasets = [DatasetConfig(**one) if isinstance(one, dict) else one for one in self.eval_datasets]
+        super().__post_init__()
+
+
+def _local_source(files: Sequence[str]) -> DatasetConfig:
+    suffixes = {Path(file.removesuffix(".gz")).suffix for file in files}
+    builder = BUILDERS.get(suffixes.pop()) if len(suffixes) == 1 else None
+    if builder is None:
+        raise UserError(f"{', '.join(files)}: expected files of one kind, any of {', '.join(BUILDERS)} (or .gz)")
+    return DatasetConfig(path=builder, data_files=list(files))
+
+
+def load_data(
+    args: DataArguments, stage: Stage, columns: Sequence[Sequence[str]]
+) -> "tuple[Dataset | IterableDataset, Dataset | None]":
+    """Load the training rows and, if the recipe names any, the held-out rows.
+
+    Args:
+        args: the stage's data arguments.
+        stage: records each local file's sha256.
+        columns: accepted sets of columns; every source must have at least one of the sets.
+
+    Raises:
+        UserError: naming the file (and line) or source, if it is missing, empty, malformed or lacks columns.
+    """
+    if not args.datasets:
+        raise UserError("datasets: missing; name data in the recipe or give --data_files FILE")
+    train = _load_mixture(args, stage, columns)
+    held_out = DatasetMixtureConfig(datasets=args.eval_datasets)
+    return train, _load_mixture(held_out, stage, columns) if args.eval_datasets else None
+
+
+def _load_mixture(mixture: DatasetMixtureConfig, stage: Stage, columns: Sequence[Sequence[str]]) -> Any:
+    from datasets import interleave_datasets, load_dataset
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+    from trl import get_dataset
+
+    for source in mixture.datasets:
+        for file in local_files(source):
+            stage.add_input(file)
+            if Path(file.removesuffix(".gz")).suffix == ".jsonl":
+                check_jsonl(file, columns)
+    names = ", ".join(f"{source.path} {source.data_files or source.name or ''}".strip() for source in mixture.datasets)
+    try:
+        if mixture.streaming and any(source.fraction is not None for source in mixture.datasets):
+            # trl.get_dataset weighs map-style sources only; a stream is drawn from its sources with these odds.
+            streams = [
+                load_dataset(one.path, one.name, data_files=one.data_files, split=one.split, streaming=True)
+                for one in mixture.datasets
+            ]
+            odds = [source.fraction or 0.0 for source in mixture.datasets]
+            return interleave_datasets(
+                streams, [weight / sum(odds) for weight in odds], seed=stage.seed, stopping_strategy="all_exhausted"
+            )
+        dataset = get_dataset(mixture)["train"]
+    except (DatasetGenerationError, DatasetNotFoundError, OSError, ValueError) as error:
+        cause = error.__cause__ or error
+        raise UserError(f"{names}: cannot be loaded: {' '.join(str(cause).split())[:300]}") from error
+    if not mixture.streaming:
+        if len(dataset) == 0:
+            raise UserError(f"{names}: no rows")
+        if not any(set(wanted) <= set(dataset.column_names) for wanted in columns):
+            raise UserError(f"{names}: columns {dataset.column_names}, expected {describe_columns(columns)}")
+    return dataset
+
+
+def local_files(source: DatasetConfig) -> list[str]:
+    """The local files that a dataset entry names (none for a Hub name). Globs are left to `datasets`."""
+    if source.path not in {*BUILDERS.values()} or source.data_files is None:
+        return []
+    files = source.data_files
+    files = [files] if isinstance(files, str) else [f for v in files.values() for f in v] if isinstance(files, dict) else files
+    return [file for file in files if "://" not in file and "*" not in file]
+
+
+def check_jsonl(path: str | Path, columns: Sequence[Sequence[str]] = ((),)) -> int:
+    """Read a JSONL file (or .jsonl.gz) once, in constant memory, and return its number of rows.
+
+    Args:
+        path: the file.
+        columns: accepted sets of columns; each row must have all columns of one set, not null.
+
+    Raises:
+        UserError: the first problems as `file:line: problem` and how many more there are.
+    """
+    rows, problems, count = 0, [], 0
+    for line_number, problem in _jsonl_problems(path, columns):
+        if problem is None:
+            rows += 1
+            continue
+        count += 1
+        if count <= SHOWN_PROBLEMS:
+            problems.append(f"{path}:{line_number}: {problem}")
+    if problems:
+        more = f" (and {count - 1:,} more)" if count > 1 else ""
+        for problem in problems[1:]:
+            logger.error(problem)
+        raise UserError(problems[0] + more)
+    if rows == 0:
+        raise UserError(f"{path}: empty; expected one JSON object a line with {describe_columns(columns)}")
+    return rows
+
+
+def _jsonl_problems(path: str | Path, columns: Sequence[Sequence[str]]) -> Iterator[tuple[int, str | None]]:
+    opener = gzip.open if str(path).endswith(".gz") else open
+    with opener(path, "rb") as stream:
+        for line_number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError as error:
+                yield line_number, f"not UTF-8 at byte {error.start}; save the file as UTF-8"
+                continue
+            except json.JSONDecodeError as error:
+                cut = "; the line is cut off" if not line.endswith(b"\n") else ""
+                yield line_number, f"not JSON ({error.msg} at column {error.colno}){cut}"
+                continue
+            if not isinstance(row, dict):
+                yield line_number, f"expected a JSON object, found {type(row).__name__}"
+            elif not any(all(row.get(name) is not None for name in wanted) for wanted in columns):
+                yield line_number, f"columns {sorted(row)}, expected {describe_columns(columns)}"
+            else:
+                yield line_number, None
+
+
+def read_jsonl(path: str | Path, columns: Sequence[Sequence[str]] = ((),)) -> list[dict[str, Any]]:
+    """All rows of a (small) JSONL file, checked as in [`check_jsonl`]."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    check_jsonl(path, columns)
+    opener = gzip.open if str(path).endswith(".gz") else open
+    with opener(path, "rt", encoding="utf-8-sig") as stream:
+        return [json.loads(line) for line in stream if line.strip()]
+
+
+def write_jsonl(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows as UTF-8 JSON lines."""
+    with open(path, "w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def describe_columns(columns: Sequence[Sequence[str]]) -> str:
+    """`("prompt", "completion"), ("messages",)` -> `prompt and completion, or messages`."""
+    return ", or ".join(" and ".join(wanted) for wanted in columns) or "any columns"
+
+
+def split_by_prompt(keys: Sequence[str], held_out_share: float, seed: int) -> list[bool]:
+    """Whether each key is held out: a pure function of (key, seed), so one prompt never sits on both sides."""
+    import hashlib
+
+    def position(key: str) -> float:
+        digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
+
+    return [position(key) < held_out_share for key in keys]

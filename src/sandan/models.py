@@ -1,0 +1,70 @@
+"""Loading tokenizers and models from an earlier stage's folder or the Hub, with the checks that TRL leaves out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError
+from .stage import Stage
+
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from trl import ModelConfig
+
+
+def require_model(path: str | None, stage: Stage, key: str = "model_name_or_path") -> str:
+    """Check that `path` is a model or tokenizer folder (recorded in the lineage) or looks like a Hub name.
+
+    Raises:
+        UserError: if it is missing, or a local path that is not such a folder.
+    """
+    if not path:
+        raise UserError(f"{key}: missing; name an earlier stage's folder or a Hub model")
+    folder = Path(path)
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in ("config.json", "tokenizer_config.json", "adapter_config.json")):
+            raise UserError(f"{path}: {key}: no config.json in it; the stage that writes it did not finish")
+        stage.add_input(folder)
+    elif folder.parts[0] in ("outputs", ".", "..", "/") or len(folder.parts) > 2:
+        hint = f"; run `make {folder.name} RECIPE={folder.parent.name}` first" if folder.parts[0] == "outputs" else ""
+        raise UserError(f"{path}: {key}: no such folder{hint}")
+    else:
+        stage.inputs[f"hub:{path}"] = "not hashed (Hub name)"
+    return path
+
+
+def load_tokenizer(path: str, revision: str = "main", padding_side: str = "right") -> "PreTrainedTokenizerBase":
+    """An `AutoTokenizer` with a pad token.
+
+    Raises:
+        UserError: if there is no tokenizer at `path`.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side=padding_side)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no tokenizer can be loaded: {str(error).splitlines()[0]}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def check_vocabulary(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase", path: str) -> None:
+    """Raise [`UserError`] if the tokenizer can write ids that the model's embedding does not have."""
+    vocabulary = config.get_text_config().vocab_size
+    if len(tokenizer) > vocabulary:
+        raise UserError(
+            f"{path}: vocabulary mismatch: the tokenizer has {len(tokenizer):,} tokens, the model {vocabulary:,} "
+            "rows; use the tokenizer that the model was trained with"
+        )
+
+
+def model_init_kwargs(model_args: "ModelConfig", extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`from_pretrained` keywords of a TRL [`~trl.ModelConfig`]; `extra` (a trainer's `model_init_kwargs`) wins."""
+    return {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(extra or {}),
+    }

@@ -1,0 +1,178 @@
+"""What every stage shares: its output folder, its `result.json` and the line that names the next command.
+
+A stage's whole contract is `outputs/<recipe>/<stage>/`: a standard Hugging Face folder (or JSONL files), `recipe.yaml`
+(the settings it ran with) and `result.json`, written last, so that its presence means that the stage is complete.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import UserError
+
+
+CHAIN = (
+    "tokenizer",
+    "pretrain",
+    "pretrain_mlm",
+    "sft",
+    "candidates",
+    "rank",
+    "reward",
+    "ppo",
+    "evaluate",
+    "report",
+)
+VERSIONED = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "tokenizers", "sandan")
+RESULT, RECIPE = "result.json", "recipe.yaml"
+
+
+def is_main_process() -> bool:
+    """Whether this process writes files and messages (rank 0, or the only one)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@dataclass
+class Stage:
+    """One run of one stage.
+
+    Args:
+        name (`str`): stage name, the stem of its YAML and the last part of `output_dir`.
+        recipe (`str`): recipe name, the YAML's folder.
+        output_dir (`Path`): where everything is written.
+        seed (`int`): the run's seed.
+        config (`dict`): effective settings, JSON types only.
+    """
+
+    name: str
+    recipe: str
+    output_dir: Path
+    seed: int
+    config: dict[str, Any]
+    inputs: dict[str, str] = field(default_factory=dict)
+    started_seconds: float = field(default_factory=time.monotonic)
+
+    def open(self) -> "Stage":
+        """Create the output folder and write `recipe.yaml` there.
+
+        Raises:
+            UserError: if the folder holds something that this stage of this recipe did not write.
+        """
+        owner = self.output_dir / RECIPE
+        if self.output_dir.is_file():
+            raise UserError(f"{self.output_dir}: is a file; give another --output_dir")
+        if self.output_dir.is_dir() and any(self.output_dir.iterdir()):
+            found = yaml.safe_load(owner.read_text(encoding="utf-8")) if owner.is_file() else {}
+            found = found if isinstance(found, dict) else {}
+            if (found.get("recipe"), found.get("stage")) != (self.recipe, self.name):
+                holds = f"recipe {found['recipe']!r}, stage {found['stage']!r}" if "stage" in found else "other files"
+                raise UserError(
+                    f"{self.output_dir}: holds {holds}, not recipe {self.recipe!r}, stage {self.name!r}; "
+                    "nothing was changed: give another --output_dir or remove the folder"
+                )
+        if is_main_process():
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            (self.output_dir / RESULT).unlink(missing_ok=True)
+            write_text(owner, yaml.safe_dump({"recipe": self.recipe, "stage": self.name, **self.config}))
+        return self
+
+    def add_input(self, path: str | Path) -> Path:
+        """Record a file or an earlier stage's folder in the lineage: path -> sha256. Hub names are kept as they are.
+
+        Raises:
+            UserError: if a local path does not exist.
+        """
+        path = Path(path)
+        if path.is_dir():
+            result = path / RESULT
+            files = [result] if result.is_file() else sorted(path.glob("*.json")) + sorted(path.glob("*.safetensors"))
+            digest = hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+            self.inputs[str(result if result.is_file() else path)] = sha256(result) if result.is_file() else digest
+        elif path.is_file():
+            self.inputs[str(path)] = sha256(path)
+        else:
+            raise UserError(f"{path}: no such file or folder")
+        return path
+
+    def finish(self, metrics: dict[str, Any], device: str = "cpu") -> None:
+        """Write `result.json`, the last thing that a stage does."""
+        if not is_main_process():
+            return
+        result = {
+            "stage": self.name,
+            "recipe": self.recipe,
+            "seed": self.seed,
+            "metrics": metrics,
+            "wall_seconds": round(time.monotonic() - self.started_seconds, 2),
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "device": describe_device(device),
+            "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in VERSIONED},
+            "inputs": self.inputs,
+            "config": self.config,
+        }
+        write_text(self.output_dir / RESULT, json.dumps(result, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
+
+    def next_command(self) -> str | None:
+        """The make target that comes after this stage, or None after the last."""
+        later = CHAIN[CHAIN.index(self.name) + 1 :] if self.name in CHAIN else ()
+        return f"make {later[0]} RECIPE={self.recipe}" if later else None
+
+
+def read_result(folder: str | Path) -> dict[str, Any]:
+    """An earlier stage's `result.json`.
+
+    Raises:
+        UserError: if the stage has not been run, or the file is broken.
+    """
+    path = Path(folder) / RESULT
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not there; run `make {path.parent.name} RECIPE={path.parent.parent.name}` first") from None
+    except ValueError as error:
+        raise UserError(f"{path}: broken ({error}); run that stage again") from None
+
+
+def effective_config(values: tuple[Any, ...]) -> dict[str, Any]:
+    """The settings of all parsed dataclasses in one JSON-able mapping; tokens are left out."""
+    config: dict[str, Any] = {}
+    for value in values:
+        config |= value.to_dict() if hasattr(value, "to_dict") else dataclasses.asdict(value)
+    config = {key: item for key, item in config.items() if not key.endswith("_token") or key == "stop_token"}
+    return json.loads(json.dumps(config, default=str))
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes, read in constant memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: aside first, then renamed."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def describe_device(device: str) -> str:
+    """`cuda` -> the card's name; `cpu` -> the processor and the threads in use."""
+    if device.startswith("cuda"):
+        import torch
+
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    threads = os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))
+    return f"{device} ({platform.processor() or platform.machine()}, {threads} threads)"
