@@ -1,0 +1,156 @@
+"""Sampling answers and scoring them: one way to render a prompt, used alike by SFT, candidates, reward, PPO, evaluate."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm.auto import tqdm
+from transformers import GenerationConfig
+
+from .errors import UserError
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled answer: its text, its tokens (the stop token included) and whether it ended with the stop token."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    stopped: bool
+
+
+def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> str:
+    """The exact text that precedes an answer: plain text as it is, a conversation through the chat template."""
+    if isinstance(prompt, str):
+        return prompt
+    if tokenizer.chat_template is None:
+        raise UserError("prompt is a conversation but the tokenizer has no chat template; use text prompts or add one")
+    return tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+
+
+def encode_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Token ids of rendered prompts. A chat template writes its own special tokens; plain text gets the tokenizer's."""
+    texts = [render_prompt(tokenizer, prompt) for prompt in prompts]
+    plain = bool(prompts) and isinstance(prompts[0], str)
+    return tokenizer(texts, add_special_tokens=plain)["input_ids"]
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded ids and attention mask, both `(batch, longest)`."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad_token_id)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, longest - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[index, longest - len(row) :] = 1
+    return ids, mask
+
+
+def sampling_config(
+    tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int, temperature: float, stop_token_id: int | None = None
+) -> GenerationConfig:
+    """A complete, neutral configuration: nothing of the model's own `generation_config` (penalties, filters) leaks in.
+
+    `temperature` 0 means greedy. The pad token is never sampled unless it is also the stop token: a sampled pad would
+    end an answer unseen.
+    """
+    stop = tokenizer.eos_token_id if stop_token_id is None else stop_token_id
+    greedy = temperature == 0
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=not greedy,
+        temperature=None if greedy else temperature + 1e-7,
+        top_k=None if greedy else 0,
+        top_p=None if greedy else 1.0,
+        eos_token_id=stop,
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=None if tokenizer.pad_token_id == stop else [tokenizer.pad_token_id],
+    )
+
+
+@torch.no_grad()
+def sample_completions(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    samples_per_prompt: int = 1,
+    batch_size: int = 128,
+    seed: int = 0,
+    description: str = "sampling",
+) -> list[list[Completion]]:
+    """Sample `samples_per_prompt` answers to each prompt; the result does not depend on the order of other prompts' text.
+
+    Args:
+        model: a causal LM; put into eval mode for the call.
+        batch_size: rows (answers) generated at once; prompts of like length share a batch.
+
+    Returns:
+        One list of [`Completion`] per prompt, in the order of `prompts`.
+    """
+    config = sampling_config(tokenizer, max_new_tokens, temperature)
+    encoded = encode_prompts(tokenizer, prompts)
+    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
+    rows = [index for index in order for _ in range(samples_per_prompt)]
+    completions: list[list[Completion]] = [[] for _ in prompts]
+    training = model.training
+    model.eval()
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), tqdm(total=len(rows), desc=description, unit="answers") as progress:
+        torch.manual_seed(seed)
+        for batch in batched(rows, batch_size):
+            ids, mask = pad_left([encoded[index] for index in batch], tokenizer.pad_token_id)
+            output = model.generate(
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+            )
+            for index, answer in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
+                completions[index].append(to_completion(tokenizer, answer, config.eos_token_id))
+            progress.update(len(batch))
+    model.train(training)
+    return completions
+
+
+def to_completion(tokenizer: "PreTrainedTokenizerBase", answer: list[int], stop_token_id: int) -> Completion:
+    """Cut sampled ids after the first stop token and decode what precedes it."""
+    stopped = stop_token_id in answer
+    kept = answer[: answer.index(stop_token_id) + 1] if stopped else answer
+    text = tokenizer.decode(kept[:-1] if stopped else kept, skip_special_tokens=False)
+    return Completion(text, tuple(kept), stopped)
+
+
+@torch.no_grad()
+def score_completions(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    batch_size: int = 128,
+) -> list[float]:
+    """Reward-model scores, one per (prompt, completion): read at the last token, as `trl.RewardTrainer` trains it."""
+    encoded = encode_prompts(tokenizer, prompts)
+    rows = [ids + list(completion.token_ids) for ids, completion in zip(encoded, completions, strict=True)]
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    scores = [0.0] * len(rows)
+    model.eval()
+    for batch in batched(order, batch_size):
+        # Right padding: a sequence classifier reads the last token that is not padding.
+        inputs = tokenizer.pad(
+            {"input_ids": [rows[index] for index in batch]}, padding_side="right", return_tensors="pt"
+        ).to(model.device)
+        for index, score in zip(batch, model(**inputs).logits.squeeze(-1).float().tolist(), strict=True):
+            scores[index] = score
+    return scores
+
+
+def batched(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Consecutive slices of `size` items (the last may be shorter)."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
