@@ -1,0 +1,18 @@
+"""Pre-training, fine-tuning and RLHF of a language model, on Hugging Face parts."""
+
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from .ppo import PPOConfig, PPOTrainer
+
+__all__ = ["PPOConfig", "PPOTrainer"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: torch and transformers take seconds, `import sandan` must not.
+    if name in __all__:
+        from . import ppo
+
+        return getattr(ppo, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,8 +6,10 @@ A recipe names its data as TRL does (`datasets:` with `path`, `name`, `data_file
 """
 
 import gzip
+import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 SHOWN_PROBLEMS = 20
+STREAM_HELD_OUT_ROWS = 500
 
 
 @dataclass
@@ -42,10 +45,19 @@ class DataArguments(DatasetMixtureConfig):
     eval_data_files: list[str] | None = field(
         default=None, metadata={"help": "Local files to use instead of `eval_datasets`."}
     )
+    held_out_share: float = field(
+        default=0.0,
+        metadata={"help": "Without eval data: hold out this share of the prompts (or texts), by their hash."},
+    )
+    as_chat: bool = field(
+        default=False,
+        metadata={"help": "Turn text prompts and answers into chat turns (`Human:`/`Assistant:` dialogues too)."},
+    )
 
     def __post_init__(self):
         if self.data_files:
-            self.datasets = [_local_source(self.data_files)]
+            # The recipe's eval_datasets belong to its datasets, not to these files.
+            self.datasets, self.eval_datasets = [_local_source(self.data_files)], []
         if self.eval_data_files:
             self.eval_datasets = [_local_source(self.eval_data_files)]
         self.eval_datasets = [DatasetConfig(**one) if isinstance(one, dict) else one for one in self.eval_datasets]
@@ -75,9 +87,33 @@ def load_data(
     """
     if not args.datasets:
         raise UserError("datasets: missing; name data in the recipe or give --data_files FILE")
-    train = _load_mixture(args, stage, columns)
-    held_out = DatasetMixtureConfig(datasets=args.eval_datasets)
-    return train, _load_mixture(held_out, stage, columns) if args.eval_datasets else None
+    train, held_out = _load_mixture(args, stage, columns), None
+    if args.eval_datasets:
+        held_out = _load_mixture(DatasetMixtureConfig(datasets=args.eval_datasets), stage, columns)
+    elif args.held_out_share:
+        train, held_out = _hold_out(train, args.held_out_share)
+    if args.as_chat:
+        train, held_out = (part and part.map(as_chat) for part in (train, held_out))
+    return train, held_out
+
+
+def _hold_out(dataset: "Dataset | IterableDataset", share: float) -> "tuple[Dataset | IterableDataset, Dataset]":
+    """Split by the hash of what a row is about: a constant of the data, the same for every stage, seed and process."""
+    from datasets import Dataset, IterableDataset
+
+    def is_out(row: dict[str, Any]) -> bool:
+        return split_by_prompt([first_user_text(row)], share, seed=0)[0]
+
+    if isinstance(dataset, IterableDataset):
+        # Of a stream only the first held-out rows are kept: enough to measure a loss, little enough for memory.
+        rows = list(dataset.filter(is_out).take(STREAM_HELD_OUT_ROWS))
+        return dataset.filter(lambda row: not is_out(row)), Dataset.from_list(rows)
+    out = [is_out(row) for row in dataset]
+    train = dataset.select([index for index, held in enumerate(out) if not held])
+    held_out = dataset.select([index for index, held in enumerate(out) if held])
+    if not len(train) or not len(held_out):
+        raise UserError(f"held_out_share: {share} of {len(out):,} rows leaves one side empty")
+    return train, held_out
 
 
 def _load_mixture(mixture: DatasetMixtureConfig, stage: Stage, columns: Sequence[Sequence[str]]) -> Any:
@@ -119,7 +155,13 @@ def local_files(source: DatasetConfig) -> list[str]:
     if source.path not in {*BUILDERS.values()} or source.data_files is None:
         return []
     files = source.data_files
-    files = [files] if isinstance(files, str) else [f for v in files.values() for f in v] if isinstance(files, dict) else files
+    files = (
+        [files]
+        if isinstance(files, str)
+        else [f for v in files.values() for f in v]
+        if isinstance(files, dict)
+        else files
+    )
     return [file for file in files if "://" not in file and "*" not in file]
 
 
@@ -195,9 +237,35 @@ def describe_columns(columns: Sequence[Sequence[str]]) -> str:
     return ", or ".join(" and ".join(wanted) for wanted in columns) or "any columns"
 
 
+def first_user_text(row: dict[str, Any]) -> str:
+    """What a row is about: its text, or the first turn of its prompt. Rows that share it belong on one side of a split."""
+    prompt = row.get("text") or row.get("prompt") or row.get("messages") or row.get("chosen")
+    if isinstance(prompt, str):
+        return to_turns(prompt)[0]["content"]
+    return prompt[0]["content"]
+
+
+def to_turns(prompt: str) -> list[dict[str, str]]:
+    """A text prompt as chat turns: a dialogue in Anthropic's `Human:`/`Assistant:` form, or one user turn."""
+    parts = re.split(r"\n\n(Human|Assistant): ?", prompt)
+    if len(parts) < 3 or parts[0].strip():
+        return [{"role": "user", "content": prompt.strip()}]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = [{"role": roles[who], "content": text.strip()} for who, text in zip(parts[1::2], parts[2::2], strict=True)]
+    return turns[:-1] if turns[-1]["role"] == "assistant" and not turns[-1]["content"] else turns
+
+
+def as_chat(row: dict[str, Any]) -> dict[str, Any]:
+    """Text columns `prompt`, `completion`, `chosen`, `rejected` as chat turns; others as they are."""
+    turned = {"prompt": to_turns(row["prompt"])} if isinstance(row.get("prompt"), str) else {}
+    for name in ("completion", "chosen", "rejected"):
+        if isinstance(row.get(name), str):
+            turned[name] = [{"role": "assistant", "content": row[name].strip()}]
+    return turned
+
+
 def split_by_prompt(keys: Sequence[str], held_out_share: float, seed: int) -> list[bool]:
     """Whether each key is held out: a pure function of (key, seed), so one prompt never sits on both sides."""
-    import hashlib
 
     def position(key: str) -> float:
         digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()

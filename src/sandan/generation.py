@@ -126,7 +126,22 @@ def to_completion(tokenizer: "PreTrainedTokenizerBase", answer: list[int], stop_
     return Completion(text, tuple(kept), stopped)
 
 
-@torch.no_grad()
+def encode_answers(
+    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], answers: Sequence[str]
+) -> list[list[int]]:
+    """Token ids of prompt + answer + stop token, as SFT and the reward model see them."""
+    rows = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        if isinstance(prompt, str):
+            text = prompt + answer
+            text += "" if text.endswith(tokenizer.eos_token) else tokenizer.eos_token
+            rows.append(tokenizer(text)["input_ids"])
+        else:
+            turns = [*prompt, {"role": "assistant", "content": answer}]
+            rows.append(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
+    return rows
+
+
 def score_completions(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -134,18 +149,30 @@ def score_completions(
     completions: Sequence[Completion],
     batch_size: int = 128,
 ) -> list[float]:
-    """Reward-model scores, one per (prompt, completion): read at the last token, as `trl.RewardTrainer` trains it."""
+    """Reward-model scores, one per (prompt, sampled completion)."""
     encoded = encode_prompts(tokenizer, prompts)
     rows = [ids + list(completion.token_ids) for ids, completion in zip(encoded, completions, strict=True)]
+    return score_rows(model, tokenizer, rows, batch_size)
+
+
+@torch.no_grad()
+def score_rows(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[Sequence[int]],
+    batch_size: int = 128,
+) -> list[float]:
+    """Reward-model scores of token rows, read at the last token, as `trl.RewardTrainer` trains it."""
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     scores = [0.0] * len(rows)
     model.eval()
     for batch in batched(order, batch_size):
         # Right padding: a sequence classifier reads the last token that is not padding.
         inputs = tokenizer.pad(
-            {"input_ids": [rows[index] for index in batch]}, padding_side="right", return_tensors="pt"
+            {"input_ids": [list(rows[index]) for index in batch]}, padding_side="right", return_tensors="pt"
         ).to(model.device)
-        for index, score in zip(batch, model(**inputs).logits.squeeze(-1).float().tolist(), strict=True):
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        for index, score in zip(batch, logits.squeeze(-1).float().tolist(), strict=True):
             scores[index] = score
     return scores
 

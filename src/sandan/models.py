@@ -8,7 +8,7 @@ from .stage import Stage
 
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from trl import ModelConfig
 
 
@@ -22,7 +22,9 @@ def require_model(path: str | None, stage: Stage, key: str = "model_name_or_path
         raise UserError(f"{key}: missing; name an earlier stage's folder or a Hub model")
     folder = Path(path)
     if folder.is_dir():
-        if not any((folder / name).is_file() for name in ("config.json", "tokenizer_config.json", "adapter_config.json")):
+        if not any(
+            (folder / name).is_file() for name in ("config.json", "tokenizer_config.json", "adapter_config.json")
+        ):
             raise UserError(f"{path}: {key}: no config.json in it; the stage that writes it did not finish")
         stage.add_input(folder)
     elif folder.parts[0] in ("outputs", ".", "..", "/") or len(folder.parts) > 2:
@@ -68,3 +70,42 @@ def model_init_kwargs(model_args: "ModelConfig", extra: dict[str, Any] | None = 
         "dtype": model_args.dtype,
         **(extra or {}),
     }
+
+
+def load_causal_lm(path: str, device: str | None = None) -> "PreTrainedModel":
+    """A causal LM for inference, in the dtype it was saved in.
+
+    Args:
+        path: an earlier stage's folder or a Hub name.
+        device: where to put it; by default where `accelerate launch` puts a training model.
+
+    Raises:
+        UserError: if no such model can be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, path, device)
+
+
+def load_masked_lm(path: str, device: str | None = None) -> "PreTrainedModel":
+    """A masked LM, otherwise as [`load_causal_lm`]."""
+    from transformers import AutoModelForMaskedLM
+
+    return _load(AutoModelForMaskedLM, path, device)
+
+
+def load_reward_model(path: str, device: str | None = None) -> "PreTrainedModel":
+    """A sequence classifier with one output, otherwise as [`load_causal_lm`]."""
+    from transformers import AutoModelForSequenceClassification
+
+    return _load(AutoModelForSequenceClassification, path, device, num_labels=1)
+
+
+def _load(auto_model: Any, path: str, device: str | None, **kwargs) -> "PreTrainedModel":
+    from accelerate import PartialState
+
+    try:
+        model = auto_model.from_pretrained(path, **kwargs)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no model can be loaded: {str(error).splitlines()[0]}") from error
+    return model.to(device or PartialState().device).eval()

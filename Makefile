@@ -1,0 +1,130 @@
+# sandan: every stage from one command. `make help` lists the targets.
+#
+# make's own rules run the chain: a stage reruns only when its recipe file, its script, its data or an earlier stage's
+# result.json is newer than its own result.json.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+RECIPE ?= tiny
+# Options for one stage, as in: make sft ARGS="--learning_rate 1e-3". A stage that is given options always reruns.
+ARGS ?=
+# cpu | single_gpu | ddp | fsdp2 | zero3 | multi_node: a file of recipes/accelerate_configs/
+LAUNCH ?= cpu
+SEED ?=
+SEEDS ?= 1 2 3
+PYTHON ?= python3
+EXTRAS ?= dev
+
+VENV := .venv
+BIN := $(VENV)/bin
+OUT := outputs/$(RECIPE)
+RECIPE_DIR := recipes/$(RECIPE)
+STAGES := tokenizer pretrain pretrain_mlm sft candidates rank reward ppo evaluate report
+# The stages that this recipe has.
+CHAIN := $(foreach stage,$(STAGES),$(if $(wildcard $(RECIPE_DIR)/$(stage).yaml),$(stage)))
+CPU_ONLY := tokenizer rank report
+
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+##@ Start here
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z_-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@printf '\nOptions: RECIPE=%s LAUNCH=%s ARGS="--any_field value" SEED=1\n' "$(RECIPE)" "$(LAUNCH)"
+
+.PHONY: demo
+demo: ## Set up, run the whole chain on the embedded data, print the table (5 to 10 minutes, 2 cores, no network)
+	@$(MAKE) --no-print-directory chain RECIPE=tiny
+
+.PHONY: test
+test: $(VENV)/.ready ## Set up, run every test, the embedded chain included
+	$(BIN)/python -m pytest
+
+.PHONY: setup
+setup: $(VENV)/.ready ## Make .venv and install the pinned packages
+
+# --extra-index-url is not needed: constraints.txt pins a torch whose CPU build pip finds by itself.
+$(VENV)/.ready: setup.cfg constraints.txt pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned packages into $(VENV) (once, about 2 minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	@touch $@
+
+##@ The chain
+.PHONY: chain
+chain: $(VENV)/.ready ## Run every stage of RECIPE, each only if something before it changed
+	@$(MAKE) --no-print-directory $(OUT)/report/result.json
+
+.PHONY: $(STAGES)
+tokenizer: ## Train a tokenizer
+pretrain: ## 1. Pretrain a causal language model on plain text
+pretrain_mlm: ## 1. Pretrain a masked language model on plain text
+sft: ## 2. Fine-tune on prompt -> answer pairs
+candidates: ## 3.1 Let the SFT model write several answers to each prompt
+rank: ## 3.2 Rank them (here: simulated people)
+reward: ## 3.3 Train the reward model on the rankings
+ppo: ## 3.4 PPO against the reward model
+evaluate: ## Compare base, SFT and PPO on unseen prompts
+report: ## report.json and report.html
+
+$(STAGES): %: $(VENV)/.ready
+	@$(MAKE) --no-print-directory $(OUT)/$*/result.json ONLY=$*
+
+# Whether the stage reruns unasked: it was given a seed, or it is the one that ARGS are for.
+forced = $(or $(SEED),$(if $(filter $(1),$(ONLY)),$(ARGS)))
+
+# $(call needs,STAGE,EARLIER STAGES...): the earlier stages' results that this recipe has.
+script_of = $(if $(filter pretrain_mlm,$(1)),pretrain,$(1))
+needs = $(patsubst %,$(OUT)/%/result.json,$(filter $(2),$(CHAIN)))
+# Local data files named in the stage's recipe.
+data_of = $(wildcard $(shell grep -oE '\bdata/[A-Za-z0-9_./-]+' $(RECIPE_DIR)/$(1).yaml 2>/dev/null))
+
+.PHONY: force
+define stage_rule
+$(OUT)/$(1)/result.json: $(RECIPE_DIR)/$(1).yaml scripts/$(call script_of,$(1)).py $(call data_of,$(1)) $(call needs,$(1),$(2)) $(if $(call forced,$(1)),force)
+	@printf '\n\033[1m── %s ──\033[0m\n' "$(RECIPE): $(1)"
+	@$(BIN)/accelerate launch --config_file recipes/accelerate_configs/$(if $(filter $(1),$(CPU_ONLY)),cpu,$(LAUNCH)).yaml \
+		scripts/$(call script_of,$(1)).py --config $(RECIPE_DIR)/$(1).yaml $(if $(SEED),--seed $(SEED)) $(if $(filter $(1),$(ONLY)),$(ARGS))
+endef
+$(eval $(call stage_rule,tokenizer,))
+$(eval $(call stage_rule,pretrain,tokenizer))
+$(eval $(call stage_rule,pretrain_mlm,tokenizer))
+$(eval $(call stage_rule,sft,pretrain))
+$(eval $(call stage_rule,candidates,sft))
+$(eval $(call stage_rule,rank,candidates))
+$(eval $(call stage_rule,reward,sft rank))
+$(eval $(call stage_rule,ppo,sft reward))
+$(eval $(call stage_rule,evaluate,pretrain pretrain_mlm sft reward ppo))
+$(eval $(call stage_rule,report,$(filter-out report,$(STAGES))))
+
+.PHONY: seeds
+seeds: $(VENV)/.ready ## Run the whole chain once for each of SEEDS; keeps each report under outputs/<recipe>-seeds/
+	@mkdir -p $(OUT)-seeds
+	@for seed in $(SEEDS); do \
+		$(MAKE) --no-print-directory chain SEED=$$seed || failed="$${failed:-} $$seed"; \
+		cp $(OUT)/report/report.json $(OUT)-seeds/$$seed.json; \
+	done; test -z "$${failed:-}" || { echo "seeds that did not pass:$$failed"; exit 1; }
+
+##@ Development
+.PHONY: data
+data: $(VENV)/.ready ## Write data/ again from the world's code (the same bytes)
+	$(BIN)/python -m sandan.world.generate data
+
+.PHONY: style
+style: $(VENV)/.ready ## Format and lint
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+.PHONY: quality
+quality: $(VENV)/.ready ## Check format and lint
+	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+.PHONY: test-fast
+test-fast: $(VENV)/.ready ## The tests without the slow ones and the embedded chain
+	$(BIN)/python -m pytest -m "not slow and not e2e"
+
+.PHONY: clean
+clean: ## Remove the outputs of RECIPE
+	rm -rf $(OUT)

@@ -1,0 +1,56 @@
+"""Compare base, SFT and PPO models on unseen prompts, and the pretrained ones on minimal pairs.
+
+CPU:
+    accelerate launch --config_file recipes/accelerate_configs/cpu.yaml scripts/evaluate.py \
+        --config recipes/tiny/evaluate.yaml
+
+1 GPU:
+    accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml scripts/evaluate.py \
+        --config recipes/english-small/evaluate.yaml
+"""
+
+import json
+
+from sandan.cli import run
+
+
+def main(args, data, stage):
+    from functools import partial
+
+    from sandan.data import load_data, read_jsonl, write_jsonl
+    from sandan.evaluation import compare, fitting_prompts, log_probs, minimal_pair_accuracy, pseudo_log_probs
+    from sandan.models import load_causal_lm, load_masked_lm, load_reward_model, load_tokenizer, require_model
+    from sandan.stage import write_text
+
+    paths = {name: getattr(args, f"{name}_model") for name in ("base", "sft", "ppo")}
+    for name, path in paths.items():
+        require_model(path, stage, f"{name}_model")
+    prompts, held_out = load_data(data, stage, columns=[("prompt",)])
+    texts = read_jsonl(stage.add_input(args.text_file), columns=[("text",)]) if args.text_file else []
+    tokenizer = load_tokenizer(paths["sft"])
+    # Where the data are split here (held_out_share), only the held-out side is unseen.
+    rows = fitting_prompts((held_out or prompts).to_list(), tokenizer, args)
+    models = {name: load_causal_lm(path) for name, path in paths.items()}
+    reward_model = (
+        load_reward_model(require_model(args.reward_model, stage, "reward_model")) if args.reward_model else None
+    )
+    comparison, samples = compare(models, tokenizer, rows, args, reward_model, [row["text"] for row in texts])
+    write_text(stage.output_dir / "comparison.json", json.dumps(comparison, indent=1, ensure_ascii=False) + "\n")
+    write_jsonl(stage.output_dir / "samples.jsonl", samples)
+
+    metrics = {f"{row['model']}/{key}": value for row in comparison for key, value in row.items() if key != "model"}
+    if args.minimal_pairs_file:
+        pairs = read_jsonl(stage.add_input(args.minimal_pairs_file), columns=[("skill", "good", "bad")])
+        base = models["base"]
+        accuracy = minimal_pair_accuracy(pairs, tokenizer, lambda ids: log_probs(base, ids, [1] * len(ids)))
+        metrics |= {f"minimal_pairs/clm/{skill}": share for skill, share in accuracy.items()}
+        if args.masked_model:
+            masked = load_masked_lm(require_model(args.masked_model, stage, "masked_model"))
+            score = partial(pseudo_log_probs, masked, load_tokenizer(args.masked_model))
+            accuracy = minimal_pair_accuracy(pairs, tokenizer, score)
+            metrics |= {f"minimal_pairs/mlm/{skill}": share for skill, share in accuracy.items()}
+    stage.finish(metrics, models["sft"].device.type)
+
+
+if __name__ == "__main__":
+    run(main, "sandan.evaluation:EvaluateArguments", "sandan.data:DataArguments")

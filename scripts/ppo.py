@@ -1,0 +1,73 @@
+"""Train a policy with PPO (`sandan.PPOTrainer`) against the reward model of an earlier stage.
+
+CPU:
+    accelerate launch --config_file recipes/accelerate_configs/cpu.yaml scripts/ppo.py \
+        --config recipes/tiny/ppo.yaml
+
+1 GPU:
+    accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml scripts/ppo.py \
+        --config recipes/english-small/ppo.yaml
+
+8 GPUs:
+    accelerate launch --config_file recipes/accelerate_configs/ddp.yaml scripts/ppo.py \
+        --config recipes/english-small/ppo.yaml
+"""
+
+from sandan.cli import run
+
+
+def main(config, model_args, data, stage):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from trl import get_peft_config, get_quantization_config
+
+    from sandan import PPOTrainer
+    from sandan.data import load_data
+    from sandan.errors import UserError
+    from sandan.models import check_vocabulary, load_tokenizer, model_init_kwargs, require_model
+
+    policy_path = require_model(model_args.model_name_or_path or config.sft_model_path, stage)
+    reward_path = require_model(config.reward_model_path, stage, "reward_model_path")
+    tokenizer = load_tokenizer(policy_path, model_args.model_revision, padding_side="left")
+    train, held_out = load_data(data, stage, columns=[("prompt",)])
+    # Master weights in float32: at PPO's learning rates bfloat16 weights do not move.
+    defaults = {"dtype": model_args.dtype or torch.float32, "quantization_config": get_quantization_config(model_args)}
+    policy = AutoModelForCausalLM.from_pretrained(policy_path, **model_init_kwargs(model_args, defaults))
+    reward = AutoModelForSequenceClassification.from_pretrained(reward_path, num_labels=1, dtype=defaults["dtype"])
+    check_vocabulary(policy.config, tokenizer, policy_path)
+    check_vocabulary(reward.config, tokenizer, reward_path)
+    try:
+        trainer = PPOTrainer(
+            policy,
+            reward,
+            config,
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_args),
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{stage.output_dir}: {error}") from error
+    output = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    metrics = summary(trainer.state.log_history, output.metrics["train_runtime"])
+    metrics |= {"updates": trainer.args.num_total_batches, "dropped_prompts": trainer.dropped_prompts}
+    if held_out is not None:
+        metrics |= trainer.evaluate()
+    stage.finish(metrics, config.device.type)
+
+
+def summary(history: list[dict], seconds: float) -> dict[str, float]:
+    """First and last logged value of what tells whether a run went well, and its pace."""
+    logs = [entry for entry in history if "objective/scores" in entry]
+    names = ("objective/scores", "objective/kl", "val/response_tokens", "val/stopped_share", "val/explained_variance")
+    metrics = {
+        f"{name}_{when}": entry[name] for name in names for when, entry in (("first", logs[0]), ("last", logs[-1]))
+    }
+    episodes = logs[-1]["episode"]
+    return metrics | {"episodes": episodes, "episodes_per_second": episodes / seconds, "train_seconds": seconds}
+
+
+if __name__ == "__main__":
+    run(main, "sandan.ppo:PPOConfig", "trl:ModelConfig", "sandan.data:DataArguments")

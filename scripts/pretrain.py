@@ -1,0 +1,82 @@
+"""Pretrain a causal (`objective: clm`) or masked (`objective: mlm`) language model, from scratch or from a model.
+
+CPU:
+    accelerate launch --config_file recipes/accelerate_configs/cpu.yaml scripts/pretrain.py \
+        --config recipes/tiny/pretrain.yaml
+
+1 GPU:
+    accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml scripts/pretrain.py \
+        --config recipes/english-small/pretrain.yaml
+
+8 GPUs:
+    accelerate launch --config_file recipes/accelerate_configs/ddp.yaml scripts/pretrain.py \
+        --config recipes/english-small/pretrain.yaml
+"""
+
+from sandan.cli import run
+
+
+def main(args, config, model_args, data, stage):
+    from datasets import Dataset
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        DataCollatorForLanguageModeling,
+        Trainer,
+        set_seed,
+    )
+
+    from sandan.data import load_data
+    from sandan.models import check_vocabulary, load_tokenizer, model_init_kwargs, require_model
+    from sandan.pretraining import bits_per_byte, bytes_per_token, masked_accuracy, new_model, to_blocks
+    from sandan.training import parameter_count, set_stop_token, train_and_save
+
+    masked = args.objective == "mlm"
+    tokenizer = load_tokenizer(require_model(args.tokenizer_name_or_path, stage, "tokenizer_name_or_path"))
+    train, held_out = load_data(data, stage, columns=[("text",)])
+    set_seed(config.seed)
+    if args.model_config is None:
+        auto_model = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+        path = require_model(model_args.model_name_or_path, stage)
+        model = auto_model.from_pretrained(path, **model_init_kwargs(model_args))
+    else:
+        model = new_model(args, tokenizer)
+    check_vocabulary(model.config, tokenizer, args.tokenizer_name_or_path)
+    if not masked:
+        set_stop_token(model, tokenizer)
+
+    texts = [] if held_out is None else held_out["text"][:]
+    with config.main_process_first(desc="packing"):
+        train = to_blocks(train, tokenizer, args.block_size_tokens, config.dataloader_num_workers or None)
+        held_out = to_blocks(held_out, tokenizer, args.block_size_tokens) if held_out is not None else None
+    trainer = Trainer(
+        model,
+        config,
+        DataCollatorForLanguageModeling(
+            tokenizer, mlm=masked, mlm_probability=args.mlm_probability if masked else None
+        ),
+        train,
+        held_out,
+        processing_class=tokenizer,
+        compute_metrics=masked_accuracy if masked else None,
+        preprocess_logits_for_metrics=(lambda logits, labels: logits.argmax(-1)) if masked else None,
+    )
+    metrics = train_and_save(trainer, stage)
+    metrics["parameters"] = parameter_count(model)
+    if isinstance(train, Dataset):
+        metrics["train_tokens"] = len(train) * args.block_size_tokens
+    if texts and not masked:
+        ratio = bytes_per_token(texts, tokenizer)
+        metrics["eval_bits_per_byte"] = bits_per_byte(metrics["eval_loss"], ratio)
+        metrics["untrained_bits_per_byte"] = bits_per_byte(metrics["eval_loss_before"], ratio)
+    stage.finish(metrics, config.device.type)
+
+
+if __name__ == "__main__":
+    run(
+        main,
+        "sandan.pretraining:PretrainArguments",
+        "transformers:TrainingArguments",
+        "trl:ModelConfig",
+        "sandan.data:DataArguments",
+    )

@@ -1,0 +1,84 @@
+"""Rank candidate answers: here by simulated people, whose taste is the world's oracle and whose hand is noisy.
+
+CPU (the only place it runs):
+    accelerate launch --config_file recipes/accelerate_configs/cpu.yaml scripts/rank.py --config recipes/tiny/rank.yaml
+
+More careful rankers:
+    accelerate launch --config_file recipes/accelerate_configs/cpu.yaml scripts/rank.py \
+        --config recipes/tiny/rank.yaml --ranker_agreement 0.85
+"""
+
+from dataclasses import dataclass, field
+
+from sandan.cli import run
+
+
+@dataclass
+class RankArguments:
+    """Who ranks, and how alike two rankers judge."""
+
+    output_dir: str = field(metadata={"help": "Folder of judgements.jsonl, preferences_*.jsonl and result.json."})
+    candidates_file: str = field(metadata={"help": "JSONL with prompt_id, prompt, candidates."})
+    annotators: int = field(default=3, metadata={"help": "Number of simulated rankers."})
+    overlap_share: float = field(default=0.1, metadata={"help": "Share of prompts that two rankers judge."})
+    ranker_agreement: float = field(default=0.75, metadata={"help": "Share of pairs two rankers order alike."})
+    held_out_share: float = field(default=0.1, metadata={"help": "Share of prompts kept for reward-model evaluation."})
+    seed: int = field(default=0, metadata={"help": "Seed of the rankers' noise and of the split."})
+
+    def __post_init__(self):
+        if not 0.5 < self.ranker_agreement < 1:
+            raise ValueError(
+                f"ranker_agreement: {self.ranker_agreement}; two rankers agree in more than 0.5, less than 1"
+            )
+
+
+def main(args, stage):
+    import random
+    from datetime import datetime, timezone
+
+    from sandan.data import read_jsonl, split_by_prompt, write_jsonl
+    from sandan.ranking import noise_temperature, pairwise_agreement, preference_pairs, simulate_ranks
+    from sandan.world.oracle import judge
+
+    rows = read_jsonl(stage.add_input(args.candidates_file), columns=[("prompt_id", "prompt", "candidates")])
+    utilities = [[judge(row["prompt"], text).score for text in row["candidates"]] for row in rows]
+    temperature = noise_temperature(utilities, args.ranker_agreement)
+    rng = random.Random(args.seed)
+    judgements = []
+    for row, scores in zip(rows, utilities, strict=True):
+        shown_to = 2 if rng.random() < args.overlap_share and args.annotators > 1 else 1
+        for annotator in rng.sample(range(args.annotators), shown_to):
+            order = rng.sample(range(len(scores)), len(scores))
+            judgements.append(
+                {
+                    "prompt_id": row["prompt_id"],
+                    "prompt": row["prompt"],
+                    "candidates": [row["candidates"][index] for index in order],
+                    "ranks": simulate_ranks([scores[index] for index in order], temperature, rng),
+                    "annotator": f"simulated-{annotator + 1}",
+                    "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                }
+            )
+    write_jsonl(stage.output_dir / "judgements.jsonl", judgements)
+    pairs, ties = preference_pairs(judgements)
+    held_out = split_by_prompt([pair["prompt_id"] for pair in pairs], args.held_out_share, args.seed)
+    train = [pair for pair, out in zip(pairs, held_out, strict=True) if not out]
+    evaluation = [pair for pair, out in zip(pairs, held_out, strict=True) if out]
+    write_jsonl(stage.output_dir / "preferences_train.jsonl", train)
+    write_jsonl(stage.output_dir / "preferences_eval.jsonl", evaluation)
+    stage.finish(
+        {
+            "judgements": len(judgements),
+            "train_pairs": len(train),
+            "eval_pairs": len(evaluation),
+            "tied_pairs": ties,
+            "measured_agreement": pairwise_agreement(judgements),
+            "noise_temperature": temperature,
+            "candidate_score": sum(map(sum, utilities)) / sum(map(len, utilities)),
+            "best_candidate_score": sum(map(max, utilities)) / len(utilities),
+        }
+    )
+
+
+if __name__ == "__main__":
+    run(main, RankArguments)

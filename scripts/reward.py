@@ -1,0 +1,58 @@
+"""Train a reward model on preference pairs with `trl.RewardTrainer`, and check that it can pick good answers.
+
+CPU:
+    accelerate launch --config_file recipes/accelerate_configs/cpu.yaml scripts/reward.py \
+        --config recipes/tiny/reward.yaml
+
+1 GPU:
+    accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml scripts/reward.py \
+        --config recipes/english-small/reward.yaml
+
+8 GPUs:
+    accelerate launch --config_file recipes/accelerate_configs/ddp.yaml scripts/reward.py \
+        --config recipes/english-small/reward.yaml
+"""
+
+from sandan.cli import run
+
+
+def main(args, config, model_args, data, stage):
+    from trl import RewardTrainer, get_peft_config
+
+    from sandan.data import load_data
+    from sandan.models import load_tokenizer, model_init_kwargs, require_model
+    from sandan.ranking import prompt_id
+    from sandan.reward import check_disjoint, evaluate_pairs, gate, init_head
+    from sandan.training import count_dropped, train_and_save
+
+    path = require_model(model_args.model_name_or_path, stage)
+    tokenizer = load_tokenizer(path, model_args.model_revision)
+    train, held_out = load_data(data, stage, columns=[("prompt", "chosen", "rejected"), ("chosen", "rejected")])
+    held_out_rows = [] if held_out is None else held_out.to_list()
+    if "prompt" in train.column_names:
+        check_disjoint([prompt_id(row) for row in train], [prompt_id(row) for row in held_out_rows])
+    if "margin" in train.column_names and not args.use_margin:
+        train = train.remove_columns("margin")
+        held_out = held_out.remove_columns("margin") if held_out is not None else None
+    config.model_init_kwargs = model_init_kwargs(model_args, config.model_init_kwargs)
+    trainer = RewardTrainer(
+        path,
+        config,
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+    )
+    init_head(trainer.model.score, config.seed)
+    dropped = count_dropped(train, trainer.train_dataset, config.max_length, "training pairs")
+    metrics = train_and_save(trainer, stage) | {"dropped_rows": dropped}
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if held_out_rows:
+        metrics |= evaluate_pairs(model, tokenizer, held_out_rows, args.oracle)
+    if args.oracle != "none":
+        metrics |= gate(args, model, tokenizer, path, stage)
+    stage.finish(metrics, config.device.type)
+
+
+if __name__ == "__main__":
+    run(main, "sandan.reward:RewardArguments", "trl:RewardConfig", "trl:ModelConfig", "sandan.data:DataArguments")

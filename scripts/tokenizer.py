@@ -1,0 +1,47 @@
+"""Train a tokenizer: byte-level BPE on any text, with a chat template.
+
+CPU (the only place it runs):
+    accelerate launch --config_file recipes/accelerate_configs/cpu.yaml scripts/tokenizer.py \
+        --config recipes/tiny/tokenizer.yaml
+
+Your own text:
+    accelerate launch --config_file recipes/accelerate_configs/cpu.yaml scripts/tokenizer.py \
+        --config recipes/tiny/tokenizer.yaml --data_files my.jsonl --output_dir outputs/mine/tokenizer
+"""
+
+from dataclasses import dataclass, field
+
+from sandan.cli import run
+
+
+@dataclass
+class TokenizerArguments:
+    """What to train and where to write it."""
+
+    output_dir: str = field(metadata={"help": "Folder of the tokenizer and result.json."})
+    vocab_size: int = field(
+        default=8192, metadata={"help": "Size of the vocabulary, bytes and special tokens included."}
+    )
+    seed: int = field(default=0, metadata={"help": "Recorded only: training a tokenizer has no randomness."})
+
+
+def main(args, data, stage):
+    from sandan.data import load_data
+    from sandan.tokenization import texts_of, train_tokenizer
+
+    train, held_out = load_data(data, stage, columns=[("text",), ("prompt", "completion"), ("messages",)])
+    tokenizer = train_tokenizer(texts_of(train), args.vocab_size)
+    tokenizer.save_pretrained(stage.output_dir)
+    texts = list(texts_of(held_out if held_out is not None else train.select(range(min(len(train), 1000)))))
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    stage.finish(
+        {
+            "vocab_size": len(tokenizer),
+            "bytes_per_token": sum(len(text.encode()) for text in texts) / sum(map(len, encoded)),
+            "lossless_share": sum(map(str.__eq__, tokenizer.batch_decode(encoded), texts)) / len(texts),
+        }
+    )
+
+
+if __name__ == "__main__":
+    run(main, TokenizerArguments, "sandan.data:DataArguments")

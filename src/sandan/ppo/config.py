@@ -1,0 +1,155 @@
+"""The settings of [`PPOTrainer`]: `transformers.TrainingArguments` and what PPO adds, under TRL's names."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from transformers import TrainingArguments
+
+
+@dataclass
+class PPOConfig(TrainingArguments):
+    """Settings of [`PPOTrainer`].
+
+    Names, meanings and defaults are those of TRL's last `PPOConfig` (1.12), with these differences:
+
+    - `logging_steps`, `save_steps`, `eval_steps` and `max_steps` count optimizer steps, as in every `Trainer`; what
+      falls inside an update is done at its end.
+    - `num_mini_batches` is real: an update makes `num_ppo_epochs * num_mini_batches` optimizer steps.
+    - Answers stop at the tokenizer's EOS unless `stop_token_id` says otherwise.
+    - `bf16` is on by default only where CUDA is; `gradient_checkpointing` is off by default; Adam's epsilon is 1e-5.
+
+    One update samples `per_device_train_batch_size * gradient_accumulation_steps * world_size` episodes (answers).
+
+    Raises:
+        ValueError: if a value is out of range, or two exclude each other.
+    """
+
+    # Inherited, with another default
+    adam_epsilon: float = field(default=1e-5, metadata={"help": "Epsilon of AdamW (N+ and OpenAI's code: 1e-5)."})
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "bf16 mixed precision. If unset: on where CUDA supports it, unless fp16 is set."},
+    )
+    learning_rate: float = field(default=3e-6, metadata={"help": "Initial learning rate of policy and critic."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and infinite losses in the logs."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every X optimizer steps (< 1: share of the run)."})
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "Not used: every column of the dataset reaches the reward functions."}
+    )
+
+    # Data
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize the prompts."})
+    max_prompt_tokens: int | None = field(
+        default=None, metadata={"help": "Longer prompts are dropped and counted; unset: no limit."}
+    )
+
+    # Models (read by scripts only)
+    sft_model_path: str = field(
+        default="EleutherAI/pythia-160m", metadata={"help": "Policy to start from, if no model_name_or_path is given."}
+    )
+    reward_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "Reward model."})
+    # Models (read by the trainer)
+    model_adapter_name: str | None = field(default=None, metadata={"help": "PEFT adapter that is trained."})
+    ref_adapter_name: str | None = field(default=None, metadata={"help": "PEFT adapter that is the reference."})
+    ds3_gather_for_generation: bool = field(
+        default=True, metadata={"help": "ZeRO-3: gather the policy's weights while sampling (fast, more memory)."}
+    )
+
+    # Rollout
+    total_episodes: int | None = field(
+        default=None, metadata={"help": "Episodes of the run, rounded up to whole updates; unset: num_train_epochs."}
+    )
+    response_length: int = field(default=53, metadata={"help": "Most tokens an answer may have."})
+    temperature: float = field(default=0.7, metadata={"help": "Sampling temperature, also that of all log-probs."})
+    stop_token: Literal["eos"] | None = field(
+        default=None, metadata={"help": "'eos' (the same as unset); excludes stop_token_id."}
+    )
+    stop_token_id: int | None = field(default=None, metadata={"help": "Id of the token that ends an answer."})
+    local_rollout_forward_batch_size: int = field(
+        default=64, metadata={"help": "Answers sampled and scored at once on each device."}
+    )
+    num_sample_generations: int = field(
+        default=10, metadata={"help": "How often a few samples are logged during the run; 0 = never."}
+    )
+
+    # Reward
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weight of each reward function, in their order; unset: all 1."}
+    )
+    center_rewards: bool = field(
+        default=False, metadata={"help": "Subtract the mean score of the first batch, which the initial policy wrote."}
+    )
+    score_clip: float | None = field(default=None, metadata={"help": "Clip scores to +-X (after centring)."})
+    missing_eos_penalty: float | None = field(
+        default=None, metadata={"help": "Positive penalty for answers without the stop token."}
+    )
+    missing_eos_penalty_mode: Literal["subtract", "replace"] = field(
+        default="subtract", metadata={"help": "Subtract the penalty from the score (TRL) or score -penalty (N+)."}
+    )
+    score_at_stop_token: bool = field(
+        default=False, metadata={"help": "Pay the score at the stop token instead of one position later (N+, TRL)."}
+    )
+    whiten_rewards: bool = field(default=False, metadata={"help": "Scale token rewards to unit variance."})
+    whiten_advantages: bool = field(default=True, metadata={"help": "Scale advantages to mean 0, unit variance."})
+    kl_coef: float = field(default=0.05, metadata={"help": "KL coefficient (beta); with target_kl: its start."})
+    kl_estimator: Literal["k1", "k2", "k3"] = field(default="k1", metadata={"help": "Estimator of the KL reward."})
+    target_kl: float | None = field(
+        default=None, metadata={"help": "KL (nats per answer) that an adaptive coefficient steers to; unset: fixed."}
+    )
+    kl_horizon: int = field(
+        default=10_000, metadata={"help": "Episodes in which the adaptive coefficient moves 20%%."}
+    )
+
+    # Update
+    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout batch."})
+    num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps per pass."})
+    gamma: float = field(default=1.0, metadata={"help": "Discount."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of generalized advantage estimation."})
+    cliprange: float = field(default=0.2, metadata={"help": "Clip range of the probability ratio."})
+    cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the value."})
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
+
+    # Derived: whatever is given is overwritten by the trainer (TRL scripts read them)
+    world_size: int | None = field(default=None, metadata={"help": "Derived: processes."})
+    num_total_batches: int | None = field(default=None, metadata={"help": "Derived: updates of the run."})
+    local_batch_size: int | None = field(default=None, metadata={"help": "Derived: episodes per update and process."})
+    micro_batch_size: int | None = field(
+        default=None, metadata={"help": "Derived: rows of one forward, all processes."}
+    )
+    batch_size: int | None = field(default=None, metadata={"help": "Derived: episodes per update."})
+    local_mini_batch_size: int | None = field(default=None, metadata={"help": "Derived: per step and process."})
+    mini_batch_size: int | None = field(default=None, metadata={"help": "Derived: episodes per optimizer step."})
+
+    def __post_init__(self):
+        if self.bf16 is None:
+            cuda = torch.cuda.is_available() and not self.use_cpu and torch.cuda.is_bf16_supported()
+            self.bf16 = cuda and not self.fp16
+        super().__post_init__()
+        if self.stop_token is not None and self.stop_token_id is not None:
+            raise ValueError("stop_token and stop_token_id exclude each other; give one")
+        for name in (
+            "response_length",
+            "temperature",
+            "num_ppo_epochs",
+            "num_mini_batches",
+            "local_rollout_forward_batch_size",
+            "kl_horizon",
+        ):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: must be greater than 0, found {getattr(self, name)}")
+        for name in ("total_episodes", "missing_eos_penalty", "target_kl", "score_clip", "max_prompt_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name}: must be greater than 0 or unset, found {getattr(self, name)}")
+        for name, choices in (
+            ("stop_token", (None, "eos")),
+            ("kl_estimator", ("k1", "k2", "k3")),
+            ("missing_eos_penalty_mode", ("subtract", "replace")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: expected one of {choices}, found {getattr(self, name)!r}")
+
+
+# TRL has `world_size` as a field; Trainer needs the property of that name, which the field's default would hide.
+PPOConfig.world_size = property(TrainingArguments.world_size.fget, lambda self, value: None)

@@ -1,0 +1,188 @@
+"""The arithmetic of PPO for language models: pure functions, to be read beside the papers.
+
+One prompt x, one response y_0 ... y_n sampled at temperature tau, n the index of the first stop token (or the last one):
+
+    r_t = -beta kl_t + [t = e] score                                            token rewards   Ziegler et al. 2019
+    delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1}     advantages   Schulman et al. 2016
+    G_t = A_t + V_t                                                                   returns
+    rho_t = exp(log p_new - log p_old)
+    L_policy = mean max(-A rho, -A clip(rho, 1 - eps, 1 + eps))                                 Schulman et al. 2017
+    L_value  = 1/2 mean max((v - G)^2, (clip(v, V - eps_v, V + eps_v) - G)^2)
+
+Shapes: B rows (answers), T response positions. Log-probabilities and divergences are in nats. "N+" is Huang et al. 2024
+(arXiv 2403.17031), whose published code fixes every detail that the papers leave open.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+
+Reduce = Callable[[torch.Tensor], torch.Tensor]
+
+# exp(20) is 5e8: far outside any clip range, and still finite in every dtype but float16.
+MAX_LOG_RATIO = 20.0
+
+
+def _on_one_rank(total: torch.Tensor) -> torch.Tensor:
+    return total
+
+
+def response_masks(
+    lengths: torch.Tensor, width: int, score_at_stop_token: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which positions the policy and the critic are trained on, from the lengths and never from `ids != pad`.
+
+    Args:
+        lengths (`(B,)`): tokens of each response, its stop token included.
+        width: T.
+        score_at_stop_token: as in [`token_rewards`]. If False the critic has one position more than the policy, the
+            one after the stop token, where the score is paid (N+).
+
+    Returns:
+        The policy's and the critic's mask, both boolean `(B, T)`.
+    """
+    positions = torch.arange(width, device=lengths.device)
+    policy_mask = positions < lengths[:, None]
+    value_mask = policy_mask if score_at_stop_token else positions <= lengths[:, None]
+    return policy_mask, value_mask
+
+
+def masked_sum(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Sum over the masked positions, whatever stands (even NaN) at the others."""
+    return torch.where(mask, values, 0).sum()
+
+
+def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str) -> torch.Tensor:
+    """Per-token estimates of KL(policy || reference) from the sampled tokens (http://joschu.net/blog/kl-approx.html).
+
+    With log r = log p_ref - log p: k1 = -log r (unbiased), k2 = log^2 r / 2, k3 = (r - 1) - log r (unbiased, never
+    negative).
+
+    Args:
+        logprobs, ref_logprobs (`(B, T)`): of the sampled tokens, at the same temperature.
+        estimator: `"k1"`, `"k2"` or `"k3"`.
+    """
+    log_ratio = ref_logprobs - logprobs
+    if estimator == "k1":
+        return -log_ratio
+    if estimator == "k2":
+        return log_ratio.square() / 2
+    if estimator == "k3":
+        log_ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        return log_ratio.expm1() - log_ratio
+    raise ValueError(f"kl_estimator: expected 'k1', 'k2' or 'k3', found {estimator!r}")
+
+
+def token_rewards(
+    kl: torch.Tensor, scores: torch.Tensor, lengths: torch.Tensor, kl_coef: float, score_at_stop_token: bool = False
+) -> torch.Tensor:
+    """r_t = -beta kl_t + [t = e] score (Ziegler et al. 2019, eq. 2).
+
+    e is the position after the stop token if there is one (N+ and TRL), or the last token's own (OpenRLHF).
+
+    Args:
+        kl (`(B, T)`): per-token KL, 0 outside the response.
+        scores (`(B,)`): one score per response.
+        lengths (`(B,)`): tokens of each response.
+    """
+    end = lengths - 1 if score_at_stop_token else lengths.clamp(max=kl.shape[1] - 1)
+    return (-kl_coef * kl).scatter_add(1, end[:, None], scores[:, None])
+
+
+def generalized_advantages(
+    rewards: torch.Tensor, values: torch.Tensor, gamma: float, lam: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalized advantage estimation (Schulman et al. 2016, eq. 16); V and A are 0 after the last position.
+
+    Args:
+        rewards, values (`(B, T)`): both 0 outside the critic's mask.
+
+    Returns:
+        Advantages A and returns G = A + V, both `(B, T)`.
+    """
+    advantages = torch.zeros_like(rewards)
+    next_value = next_advantage = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        next_advantage = delta + gamma * lam * next_advantage
+        next_value = values[:, t]
+        advantages[:, t] = next_advantage
+    return advantages, advantages + values
+
+
+def whiten(
+    values: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True, reduce: Reduce = _on_one_rank
+) -> torch.Tensor:
+    """Scale to unit variance (unbiased) and, with `shift_mean`, to mean 0 over the masked positions of all ranks.
+
+    Args:
+        values (`(B, T)`), mask (boolean `(B, T)`): the result is 0 outside the mask.
+        reduce: sums a tensor over the ranks.
+
+    Raises:
+        ValueError: if fewer than two positions are masked in: they have no variance.
+    """
+    total, count = reduce(torch.stack([masked_sum(values, mask), mask.sum().to(values.dtype)]))
+    if count < 2:
+        raise ValueError(f"whitening needs at least 2 tokens, found {int(count)}; use a larger batch or turn it off")
+    mean = total / count
+    variance = reduce(masked_sum((values - mean).square(), mask)) / (count - 1)
+    scaled = (values - mean) * torch.rsqrt(variance + 1e-8)
+    return torch.where(mask, scaled if shift_mean else scaled + mean, 0)
+
+
+def clipped_policy_loss(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, cliprange: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """max(-A rho, -A clip(rho, 1 - eps, 1 + eps)) per token (Schulman et al. 2017, eq. 7, negated).
+
+    Args:
+        logprobs, old_logprobs, advantages (`(B, T)`): gradients flow through `logprobs` only.
+
+    Returns:
+        Losses, ratios rho and whether clipping was active, all `(B, T)`.
+    """
+    ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    free = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    return torch.maximum(free, clipped), ratio, clipped > free
+
+
+def clipped_value_loss(
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, cliprange: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """1/2 max((v - G)^2, (clip(v, V - eps, V + eps) - G)^2) per token (OpenAI baselines, Ziegler et al. 2019).
+
+    Args:
+        values, old_values, returns (`(B, T)`): gradients flow through `values` only.
+
+    Returns:
+        Losses and whether clipping was active, both `(B, T)`.
+    """
+    near = torch.clamp(values, old_values - cliprange, old_values + cliprange)
+    free, clipped = (values - returns).square(), (near - returns).square()
+    return torch.maximum(free, clipped) / 2, clipped > free
+
+
+def explained_variance(
+    values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, reduce: Reduce = _on_one_rank
+) -> torch.Tensor:
+    """1 - Var(G - V) / Var(G) over the masked positions of all ranks: 1 a perfect critic, <= 0 a useless one."""
+
+    def variance(x: torch.Tensor) -> torch.Tensor:
+        total, count = reduce(torch.stack([masked_sum(x, mask), mask.sum().to(x.dtype)]))
+        return reduce(masked_sum((x - total / count).square(), mask)) / count
+
+    return 1 - variance(returns - values) / variance(returns).clamp(min=1e-8)
+
+
+def adapted_kl_coef(kl_coef: float, kl: float, target_kl: float, episodes: int, horizon: int) -> float:
+    """The proportional controller of Ziegler et al. 2019, section 2.2: beta moves by at most 20% per `horizon` episodes.
+
+    Args:
+        kl: mean KL of the last batch, nats per response.
+        episodes: responses in that batch.
+    """
+    error = min(max(kl / target_kl - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * episodes / horizon)

@@ -1,0 +1,170 @@
+"""Policy and critic as one module, and the forward pass that reads both at the response positions only."""
+
+import copy
+import inspect
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import entropy_from_logits, selective_log_softmax
+
+
+def forward_inputs(model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
+    """What a left-padded batch needs so that each row gives what it would give alone.
+
+    Positions count real tokens, and padding becomes token 0: a pad id may lie outside the embedding table.
+
+    Args:
+        input_ids, attention_mask (`(B, L)`).
+    """
+    inputs = {
+        "input_ids": input_ids.masked_fill(attention_mask == 0, 0),
+        "attention_mask": attention_mask,
+        "use_cache": False,
+    }
+    # A few architectures (those with ALiBi) have no positions to give.
+    if "position_ids" in inspect.signature(type(model).forward).parameters:
+        inputs["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    return inputs
+
+
+def token_logprobs(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    responses: torch.Tensor,
+    temperature: float,
+    entropy_needs_grad: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the response tokens and entropies at their positions, in nats at `temperature`.
+
+    Args:
+        model: a causal LM.
+        input_ids, attention_mask (`(B, P + T - 1)`): prompts, left-padded, and all but the last response token.
+        responses (`(B, T)`): the sampled tokens.
+
+    Returns:
+        Both `(B, T)`, float32. Logits exist for these positions only, never for the prompt.
+    """
+    width = responses.shape[1]
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    inputs = forward_inputs(base, input_ids, attention_mask)
+    if "logits_to_keep" in inspect.signature(type(base).forward).parameters:
+        inputs["logits_to_keep"] = width
+    logits = model(**inputs).logits[:, -width:].float() / temperature
+    logprobs = selective_log_softmax(logits, responses)
+    with nullcontext() if entropy_needs_grad else torch.no_grad():
+        entropies = entropy_from_logits(logits)
+    return logprobs, entropies
+
+
+def token_values(
+    value_model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int
+) -> torch.Tensor:
+    """The critic's value before each of the `width` response tokens, `(B, T)` float32."""
+    backbone = value_model.base_model
+    hidden = backbone(**forward_inputs(backbone, input_ids, attention_mask)).last_hidden_state
+    return value_model.score(hidden[:, -width:]).squeeze(-1).float()
+
+
+class PolicyAndValue(nn.Module):
+    """Policy and critic under one root, so that there is one optimizer and one distributed wrapper.
+
+    Args:
+        policy: a causal LM.
+        value_model: a sequence classifier with one label and a linear `score` head.
+    """
+
+    # Sampling runs in eval mode, where activation checkpointing is inactive: nothing has to be switched off for it.
+    is_gradient_checkpointing = False
+
+    def __init__(self, policy: nn.Module, value_model: PreTrainedModel, temperature: float, entropy_needs_grad: bool):
+        super().__init__()
+        self.policy = policy
+        self.value_model = value_model
+        self.temperature = temperature
+        self.entropy_needs_grad = entropy_needs_grad
+
+    @property
+    def config(self):
+        """The policy's, for callbacks, DeepSpeed and token alignment."""
+        return self.policy.config
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        return self.policy.generation_config
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, responses: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Log-probabilities, entropies and values, each `(B, T)`; arguments as in [`token_logprobs`]."""
+        logprobs, entropies = token_logprobs(
+            self.policy, input_ids, attention_mask, responses, self.temperature, self.entropy_needs_grad
+        )
+        return logprobs, entropies, token_values(self.value_model, input_ids, attention_mask, responses.shape[1])
+
+    def generate(self, **kwargs) -> torch.Tensor:
+        """The policy's `generate`, a method of the root so that FSDP can gather the root's weights around it.
+
+        Settings that a call leaves unset come from the model's own `generation_config`, repetition penalty and all;
+        it is set aside for the call.
+        """
+        model = self.policy.get_base_model() if isinstance(self.policy, PeftModel) else self.policy
+        own, model.generation_config = model.generation_config, GenerationConfig()
+        try:
+            return self.policy.generate(**kwargs)
+        finally:
+            model.generation_config = own
+
+    def activation_checkpointing_enable(self, **kwargs) -> None:
+        self.policy.activation_checkpointing_enable(**kwargs)
+        self.value_model.activation_checkpointing_enable(**kwargs)
+
+    def gradient_checkpointing_enable(self, **kwargs) -> None:
+        """The name of [`activation_checkpointing_enable`] before transformers 5.2x."""
+        self.policy.gradient_checkpointing_enable(**kwargs)
+        self.value_model.gradient_checkpointing_enable(**kwargs)
+
+
+def value_model_from_policy(policy: PreTrainedModel) -> PreTrainedModel:
+    """A critic with the policy's backbone and a zero head: it starts at V = 0 instead of at noise."""
+    config = copy.deepcopy(policy.config)
+    config.num_labels = 1
+    value_model = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
+    value_model.base_model.load_state_dict(policy.base_model.state_dict())
+    nn.init.zeros_(value_model.score.weight)
+    return value_model
+
+
+def load_model(auto_class: type, model: str | Path | nn.Module, **kwargs) -> nn.Module:
+    """The model itself, or loaded from a path in float32 (bf16 weights do not move at PPO's learning rates)."""
+    return (
+        auto_class.from_pretrained(model, dtype=torch.float32, **kwargs) if isinstance(model, (str, Path)) else model
+    )
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Put the weights that `save_pretrained` wrote into an existing model."""
+    if isinstance(model, PeftModel):
+        model.load_adapter(str(folder), model.active_adapter, is_trainable=True)
+    else:
+        model.load_state_dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())
+
+
+def has_score_head(model: nn.Module) -> bool:
+    """Whether a model is a classifier whose `score` head can be read at every position."""
+    score = getattr(model, "score", None)
+    return isinstance(score, nn.Linear) and score.out_features == 1
+
+
+def mark_special_tokens(policy: nn.Module, tokenizer: PreTrainedTokenizerBase, stop_token_id: int) -> None:
+    """Let the saved policy stop where it was trained to; the rest of its generation settings stays its own."""
+    config = policy.generation_config
+    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if stop_token_id not in known:
+        config.eos_token_id = [*(one for one in known if one is not None), stop_token_id]
+    config.pad_token_id = tokenizer.pad_token_id

@@ -1,0 +1,125 @@
+"""Rewards: sequence classifiers and Python functions, seen alike as "one score for each episode of a rollout"."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from ..generation import score_rows
+from .modules import load_model
+from .rollout import INPUT_IDS, Rollout
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RewardFunction = Callable[..., list[float]]
+
+
+class Reward(Protocol):
+    """Scores a rollout. `name` is that of its metric, `rewards/<name>`."""
+
+    name: str
+
+    def __call__(self, rollout: Rollout, batch_size: int) -> list[float]: ...
+
+
+@dataclass
+class FunctionReward:
+    """`function(prompts, completions, **columns) -> list[float]`.
+
+    Prompts are as the dataset has them, completions are text without the stop token, and the dataset's other columns
+    are given by name if the function takes them.
+    """
+
+    function: RewardFunction
+    tokenizer: "PreTrainedTokenizerBase"
+
+    def __post_init__(self):
+        self.name = getattr(self.function, "__name__", type(self.function).__name__)
+        parameters = inspect.signature(self.function).parameters
+        self.takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+        self.takes = set(parameters)
+
+    def __call__(self, rollout: Rollout, batch_size: int) -> list[float]:
+        columns = {name: values for name, values in rollout.columns().items() if self.takes_all or name in self.takes}
+        texts = [completion.text for completion in rollout.completions]
+        scores = list(self.function(rollout.prompts(self.tokenizer), texts, **columns))
+        if len(scores) != len(texts):
+            raise ValueError(f"reward {self.name}: returned {len(scores)} scores for {len(texts)} completions")
+        return [float(score) for score in scores]
+
+
+@dataclass
+class ModelReward:
+    """A sequence classifier with one label, read at the last token as `trl.RewardTrainer` trains it.
+
+    Args:
+        tokenizer: the policy's.
+        own_tokenizer: the reward model's, if another one: episodes then reach it as text.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: "PreTrainedTokenizerBase"
+    own_tokenizer: "PreTrainedTokenizerBase | None" = None
+
+    def __post_init__(self):
+        self.reader = self.own_tokenizer or self.tokenizer
+        # The classifier finds the last token by looking for this id: without it, padded batches score at random.
+        self.model.config.pad_token_id = self.model.config.get_text_config().pad_token_id = self.reader.pad_token_id
+        self.model.eval().requires_grad_(False)
+
+    def __call__(self, rollout: Rollout, batch_size: int) -> list[float]:
+        rows = self._read_as_text(rollout) if self.own_tokenizer else self._read_as_ids(rollout)
+        return score_rows(self.model, self.reader, rows, batch_size)
+
+    def _read_as_ids(self, rollout: Rollout) -> list[list[int]]:
+        pairs = zip(rollout.rows, rollout.completions, strict=True)
+        return [row[INPUT_IDS] + list(completion.token_ids) for row, completion in pairs]
+
+    def _read_as_text(self, rollout: Rollout) -> list[list[int]]:
+        """Prompt and answer in the reward model's own tokens; an answer that stopped ends in its EOS."""
+        rows = []
+        for prompt, completion in zip(rollout.prompts(self.tokenizer), rollout.completions, strict=True):
+            if isinstance(prompt, str):
+                ids = self.reader(prompt + completion.text)["input_ids"]
+                if completion.stopped and ids[-1:] != [self.reader.eos_token_id]:
+                    ids = ids + [self.reader.eos_token_id]
+            else:
+                messages = [*prompt, {"role": "assistant", "content": completion.text}]
+                ids = self.reader.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+            rows.append(ids)
+        return rows
+
+
+def make_rewards(
+    reward_funcs: "str | PreTrainedModel | RewardFunction | list",
+    processing_classes: "PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None",
+    tokenizer: "PreTrainedTokenizerBase",
+) -> list[Reward]:
+    """Rewards of every kind as callables on a rollout; those of one name are told apart by their number.
+
+    Raises:
+        ValueError: if tokenizers and rewards do not pair up.
+    """
+    functions = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    readers = processing_classes if isinstance(processing_classes, (list, tuple)) else [processing_classes]
+    readers = list(readers) if processing_classes is not None else [None] * len(functions)
+    if len(readers) != len(functions):
+        raise ValueError(f"reward_processing_classes: {len(readers)} for {len(functions)} reward functions")
+    rewards: list[Reward] = []
+    for function, reader in zip(functions, readers, strict=True):
+        if isinstance(function, (str, Path, PreTrainedModel)):
+            model = load_model(AutoModelForSequenceClassification, function, num_labels=1)
+            name = Path(model.config.name_or_path).name or type(model).__name__
+            rewards.append(ModelReward(name, model, tokenizer, reader))
+        else:
+            rewards.append(FunctionReward(function, tokenizer))
+    for index, reward in enumerate(rewards):
+        if any(reward.name == earlier.name for earlier in rewards[:index]):
+            reward.name = f"{reward.name}_{index}"
+    return rewards

@@ -1,0 +1,148 @@
+"""Rollouts: which prompts an update takes, the answers that the policy gives, and how rows become tensors."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from ..generation import Completion, batched, encode_prompts, pad_left
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROMPT, INPUT_IDS = "prompt", "input_ids"
+TOKENIZE_BATCH_ROWS = 1000
+
+
+def stream_seed(*numbers: int) -> int:
+    """One seed from several numbers (run seed, purpose, update, rank ...); different numbers give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def shuffled(rows: int, *numbers: int) -> torch.Tensor:
+    """A permutation of `range(rows)` that depends on `numbers` only."""
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(stream_seed(*numbers)))
+
+
+def prompt_indices(update: int, batch_size: int, rows: int, seed: int) -> list[int]:
+    """The dataset rows of one update: a slice of pass after pass over the data, each pass in its own order.
+
+    A pure function, so that a resumed run needs no data-loader state and skips nothing.
+    """
+    first, last = update * batch_size, (update + 1) * batch_size
+    passes = {one: shuffled(rows, seed, 0, one) for one in range(first // rows, (last - 1) // rows + 1)}
+    return [int(passes[position // rows][position % rows]) for position in range(first, last)]
+
+
+@dataclass
+class Rollout:
+    """A batch of episodes: dataset rows (with `input_ids`) and what the policy answered to each."""
+
+    rows: list[dict[str, Any]]
+    completions: list[Completion]
+
+    def prompts(self, tokenizer: "PreTrainedTokenizerBase") -> list[Any]:
+        """The prompts as the dataset has them; the decoded text where it has token ids only."""
+        return [row[PROMPT] if PROMPT in row else tokenizer.decode(row[INPUT_IDS]) for row in self.rows]
+
+    def columns(self) -> dict[str, list[Any]]:
+        """The other columns of the dataset, as lists."""
+        return {name: [row[name] for row in self.rows] for name in self.rows[0] if name not in (PROMPT, INPUT_IDS)}
+
+    def lengths(self, device: torch.device) -> torch.Tensor:
+        """Tokens of each response, the stop token included, `(B,)`."""
+        return torch.tensor([len(one.token_ids) for one in self.completions], device=device)
+
+    def stopped(self, device: torch.device) -> torch.Tensor:
+        """Whether each response ended with the stop token, boolean `(B,)`."""
+        return torch.tensor([one.stopped for one in self.completions], device=device)
+
+    def width(self, indices: Sequence[int], response_length: int) -> int:
+        """Response positions that these rows need: one past the longest, for the score, if there is room."""
+        return min(max(len(self.completions[index].token_ids) for index in indices) + 1, response_length)
+
+    def tensors(
+        self, indices: Sequence[int], response_length: int, pad_token_id: int, device: torch.device
+    ) -> dict[str, torch.Tensor]:
+        """Model inputs of some rows, with no more padding than these rows need.
+
+        Returns:
+            `input_ids` and `attention_mask` `(B, P + T - 1)`, prompts left-padded and responses right-padded (the last
+            response token predicts nothing), and `responses` `(B, T)`.
+        """
+        width = self.width(indices, response_length)
+        prompt_ids, prompt_mask = pad_left([self.rows[index][INPUT_IDS] for index in indices], pad_token_id)
+        responses = torch.zeros(len(indices), width, dtype=torch.long)
+        mask = torch.zeros_like(responses)
+        for row, index in enumerate(indices):
+            ids = self.completions[index].token_ids
+            responses[row, : len(ids)] = torch.tensor(ids)
+            mask[row, : len(ids)] = 1
+        return {
+            "input_ids": torch.cat([prompt_ids, responses[:, :-1]], 1).to(device),
+            "attention_mask": torch.cat([prompt_mask, mask[:, :-1]], 1).to(device),
+            "responses": responses.to(device),
+        }
+
+
+def chunks(indices: torch.Tensor, steps: int, rows: int) -> Iterator[list[list[int]]]:
+    """Split rows into `steps` equal minibatches, each a list of micro-batches of at most `rows` rows."""
+    for minibatch in indices.chunk(steps):
+        yield list(batched(minibatch.tolist(), rows))
+
+
+def prepare_prompts(
+    dataset: Dataset, tokenizer: "PreTrainedTokenizerBase", max_tokens: int | None, num_proc: int | None
+) -> tuple[Dataset, int]:
+    """Add `input_ids` to a dataset of text prompts or conversations, and drop over-long prompts.
+
+    Args:
+        dataset: with a column `prompt` (text or messages), or with `input_ids` (pads in it are removed).
+
+    Returns:
+        The dataset and how many rows were dropped.
+
+    Raises:
+        TypeError: if it is a stream.
+        ValueError: if it has neither column, or a prompt without tokens.
+    """
+
+    def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
+        if INPUT_IDS in batch:
+            rows = [[one for one in ids if one != tokenizer.pad_token_id] for ids in batch[INPUT_IDS]]
+        else:
+            rows = encode_prompts(tokenizer, batch[PROMPT])
+        if not all(rows):
+            raise ValueError(f"dataset: a prompt has no tokens: row {rows.index([])} of {TOKENIZE_BATCH_ROWS}")
+        return {INPUT_IDS: rows}
+
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"dataset: expected a datasets.Dataset (not streamed), found {type(dataset).__name__}")
+    if not {PROMPT, INPUT_IDS} & set(dataset.column_names):
+        raise ValueError(f"dataset: expected a column 'prompt' or 'input_ids', found {dataset.column_names}")
+    encoded = dataset.map(encode, batched=True, batch_size=TOKENIZE_BATCH_ROWS, num_proc=num_proc)
+    if max_tokens is not None:
+        encoded = encoded.filter(lambda row: len(row[INPUT_IDS]) <= max_tokens, num_proc=num_proc)
+    return encoded, len(dataset) - len(encoded)
+
+
+def find_stop_token(stop_token_id: int | None, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The id that ends an answer: `stop_token_id`, or the tokenizer's EOS.
+
+    Raises:
+        ValueError: if there is none, or if padding uses it.
+    """
+    stop = tokenizer.eos_token_id if stop_token_id is None else stop_token_id
+    if stop is None:
+        raise ValueError("the tokenizer has no EOS token; give stop_token_id")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in (stop, tokenizer.eos_token_id):
+        raise ValueError(
+            "the tokenizer needs a pad token of its own, different from EOS and the stop token, or answers could not "
+            "be told from padding; e.g. tokenizer.add_special_tokens({'pad_token': '[PAD]'}) (its id may lie outside "
+            "the model's vocabulary: pads are never embedded)"
+        )
+    return stop

@@ -1,0 +1,748 @@
+"""PPO for language models, driven by `transformers.Trainer`'s own loop.
+
+How it differs from the textbook algorithm, and from TRL's last PPOTrainer:
+
+1. One update = one rollout batch, used for `num_ppo_epochs` x `num_mini_batches` optimizer steps. To Trainer an update
+   is one epoch over a loader that yields micro-batches, so logs, evaluation, checkpoints, schedule, clipping,
+   callbacks and resume are Trainer's; what falls inside an update waits for its end.
+2. Old log-probs come from the training forward over the very micro-batches of the first epoch, not from `generate`:
+   the first ratio is exactly 1.
+3. Losses are sums over tokens divided by the tokens of the whole optimizer step, over all micro-batches and ranks: the
+   gradient does not depend on how the batch is cut.
+4. Masks come from response lengths, whitening and metrics from all ranks, randomness from (seed, update, epoch, rank).
+"""
+
+import contextlib
+import copy
+import json
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from accelerate import PartialState
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DefaultFlowCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+)
+from transformers.trainer_utils import EvalLoopOutput
+from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+from trl.trainer.utils import disable_dropout_in_model, use_adapter
+
+from ..generation import batched, pad_left, sampling_config, to_completion
+from .config import PPOConfig
+from .math import (
+    adapted_kl_coef,
+    clipped_policy_loss,
+    clipped_value_loss,
+    explained_variance,
+    generalized_advantages,
+    kl_estimate,
+    masked_sum,
+    response_masks,
+    token_rewards,
+    whiten,
+)
+from .modules import (
+    PolicyAndValue,
+    has_score_head,
+    load_model,
+    load_weights,
+    mark_special_tokens,
+    token_logprobs,
+    value_model_from_policy,
+)
+from .rewards import ModelReward, RewardFunction, make_rewards
+from .rollout import (
+    INPUT_IDS,
+    Rollout,
+    chunks,
+    find_stop_token,
+    prepare_prompts,
+    prompt_indices,
+    shuffled,
+    stream_seed,
+)
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+VALUE_MODEL_FOLDER = "value_model"
+STATE_FILE = "ppo_state.json"
+POSTPONED = ("should_log", "should_evaluate", "should_save", "should_training_stop")
+# First numbers of the seeds of independent random streams (0 is the order of the prompts).
+SAMPLING, MINIBATCHES, EVALUATION = 1, 2, 3
+SHOWN_SAMPLES, SHOWN_CHARACTERS = 4, 200
+
+
+class UpdateFlow(DefaultFlowCallback):
+    """Trainer's epoch is one update here; the strategy "epoch" keeps its meaning, a pass over the data."""
+
+    def __init__(self, trainer: "PPOTrainer"):
+        self.trainer = trainer
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        rows, batch = len(self.trainer.train_dataset), args.batch_size
+        ended = state.episode // rows > (state.episode - batch) // rows or state.global_step >= state.max_steps
+        return super().on_epoch_end(args, state, control, **kwargs) if ended else control
+
+
+class UpdateLoader:
+    """What Trainer iterates over: for each update, the micro-batches of all its optimizer steps."""
+
+    def __init__(self, trainer: "PPOTrainer"):
+        self.trainer = trainer
+        self.update = 0
+
+    def __len__(self) -> int:
+        return self.trainer.steps_per_update * self.trainer.args.gradient_accumulation_steps
+
+    def set_epoch(self, epoch: int) -> None:
+        self.update = epoch
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return self.trainer.micro_batches(self.update)
+
+
+@dataclass
+class Experience:
+    """What an update learns from, for this rank's `B` episodes and their `T` response positions."""
+
+    rollout: Rollout
+    scores: torch.Tensor
+    logprobs: torch.Tensor
+    values: torch.Tensor
+    advantages: torch.Tensor
+    returns: torch.Tensor
+    policy_mask: torch.Tensor
+    value_mask: torch.Tensor
+
+
+class PPOTrainer(Trainer):
+    """Trains a policy and a critic with PPO against reward models, reward functions or a mixture of them.
+
+    Args:
+        model: the policy, a causal LM or a path (loaded in float32).
+        reward_funcs: a sequence classifier with one label, a path to one, a function
+            `(prompts, completions, **columns) -> list[float]`, or a list of these (see `reward_weights`).
+        args: the settings.
+        train_dataset, eval_dataset: rows with `prompt` (text, or a conversation that the chat template renders) or
+            tokenized `input_ids`; other columns are passed to reward functions.
+        processing_class: the tokenizer; its pad token must differ from the stop token.
+        ref_model: the reference of the KL. Default: a frozen copy of the policy, or with PEFT the policy with its
+            adapters switched off (or `ref_adapter_name`).
+        value_model: the critic, a sequence classifier with one label and a `score` head. Default: a copy of the
+            (first) reward model if it reads the policy's tokens, else the policy's backbone with a new head.
+        reward_processing_classes: tokenizers of the reward models, None where it is the policy's.
+        peft_config: train adapters of this kind instead of the policy's weights.
+        reward_model: the name of `reward_funcs` in TRL.
+
+    Raises:
+        ValueError: if arguments exclude each other, the batch cannot be cut as asked, rows are too few or the pad
+            token ends answers.
+    """
+
+    _name = "PPO"
+    _tag_names: ClassVar[list[str]] = ["sandan", "ppo"]
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        reward_funcs: "str | PreTrainedModel | RewardFunction | list | None" = None,
+        args: PPOConfig | None = None,
+        train_dataset: "Dataset | None" = None,
+        eval_dataset: "Dataset | dict[str, Dataset] | None" = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        ref_model: str | PreTrainedModel | None = None,
+        value_model: str | PreTrainedModel | None = None,
+        reward_processing_classes: "PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None" = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        data_collator: Callable | None = None,
+        reward_model: "str | PreTrainedModel | RewardFunction | list | None" = None,
+    ):
+        if (reward_funcs is None) == (reward_model is None):
+            raise ValueError("give reward_funcs (or reward_model, its name in TRL), one of the two")
+        # The trainer writes derived sizes into its settings; the caller's object stays as it was given.
+        args = copy.copy(args) if args is not None else PPOConfig("tmp_trainer")
+        policy = load_model(AutoModelForCausalLM, model)
+        if processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(policy.config.name_or_path)
+        self.stop_token_id = find_stop_token(args.stop_token_id, processing_class)
+        if args.n_gpu > 1:
+            raise ValueError("PPOTrainer runs one process per GPU: start it with `accelerate launch`")
+
+        reward_funcs = reward_funcs if reward_model is None else reward_model
+        self.rewards = make_rewards(reward_funcs, reward_processing_classes, processing_class)
+        weights = args.reward_weights or [1.0] * len(self.rewards)
+        if len(weights) != len(self.rewards):
+            raise ValueError(f"reward_weights: {len(weights)} for {len(self.rewards)} reward functions")
+        self.reward_weights = torch.tensor(weights)
+        self.value_model = self._make_value_model(value_model, policy)
+        self.policy_model = policy = self._make_policy(policy, peft_config, args)
+        self.ref_model = self._make_reference(ref_model, model)
+        for one in (policy, self.value_model, self.ref_model, *self._reward_models()):
+            if one is not None:
+                disable_dropout_in_model(one)
+
+        self.dropped_prompts = 0
+        with PartialState().main_process_first():
+            train_dataset = self._prepare_dataset(train_dataset, "train_dataset", processing_class, args)
+            eval_dataset = self._prepare_dataset(eval_dataset, "eval_dataset", processing_class, args)
+        self.temperature = args.temperature + 1e-7
+        super().__init__(
+            model=PolicyAndValue(policy, self.value_model, self.temperature, args.entropy_coef > 0),
+            args=args,
+            data_collator=data_collator or list,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self._set_sizes()
+        self.callback_handler.remove_callback(DefaultFlowCallback)
+        self.callback_handler.callbacks.insert(0, UpdateFlow(self))
+        self._place_frozen_models()
+
+        self.kl_coef = args.kl_coef
+        self.reward_center = None if args.center_rewards else 0.0
+        self.state.episode = 0
+        self._postponed: set[str] = set()
+        self._experience: Experience | None = None
+        self._sums: dict[str, torch.Tensor] = {}
+        self._update_metrics: dict[str, float] = {}
+        self._history: list[dict[str, float]] = []
+        self._clock: tuple[float, int] | None = None
+
+    # ---- Models and sizes ----
+
+    def _reward_models(self) -> list[PreTrainedModel]:
+        return [reward.model for reward in self.rewards if isinstance(reward, ModelReward)]
+
+    @property
+    def reward_model(self) -> "PreTrainedModel | RewardFunction":
+        """The first reward, under TRL's name."""
+        first = self.rewards[0]
+        return first.model if isinstance(first, ModelReward) else first.function
+
+    def _make_value_model(self, value_model: str | PreTrainedModel | None, policy: nn.Module) -> PreTrainedModel:
+        first = self.rewards[0]
+        if any(value_model is one for one in self._reward_models()):
+            raise ValueError("value_model is the reward model itself, which stays frozen; give a copy or leave it out")
+        if value_model is not None:
+            value_model = load_model(AutoModelForSequenceClassification, value_model, num_labels=1)
+        elif isinstance(first, ModelReward) and first.own_tokenizer is None and has_score_head(first.model):
+            value_model = copy.deepcopy(first.model)
+        elif isinstance(policy, PeftModel):
+            raise ValueError("value_model: needed with a PeftModel; or give a plain model and peft_config")
+        else:
+            value_model = value_model_from_policy(policy)
+        if not has_score_head(value_model):
+            raise ValueError(f"value_model: {type(value_model).__name__} has no linear `score` head with one output")
+        return value_model.requires_grad_(True)
+
+    def _make_policy(self, policy: nn.Module, peft_config: PeftConfig | None, args: PPOConfig) -> nn.Module:
+        if peft_config is not None:
+            if isinstance(policy, PeftModel):
+                raise ValueError("peft_config: the model has adapters already; merge them first or leave it out")
+            policy = get_peft_model(policy, peft_config)
+        self.is_peft_model = isinstance(policy, PeftModel)
+        if self.is_peft_model and args.model_adapter_name is not None:
+            policy.set_adapter(args.model_adapter_name)
+        if self.is_peft_model and args.gradient_checkpointing:
+            policy.enable_input_require_grads()
+        return policy
+
+    def _make_reference(self, ref_model: str | PreTrainedModel | None, model: Any) -> PreTrainedModel | None:
+        """The frozen reference, or None where it is the policy with other adapters."""
+        if ref_model is not None and ref_model is model and not isinstance(model, str):
+            raise ValueError("ref_model is the policy itself, which is trained; give a copy, or leave it out for one")
+        if ref_model is not None:
+            return load_model(AutoModelForCausalLM, ref_model).eval().requires_grad_(False)
+        if self.is_peft_model:
+            return None
+        return copy.deepcopy(self.policy_model).eval().requires_grad_(False)
+
+    def _place_frozen_models(self) -> None:
+        for one in self._reward_models():
+            if not getattr(one, "is_quantized", False):
+                one.to(self.accelerator.device)
+        if self.ref_model is None:
+            return
+        if self.is_deepspeed_enabled:
+            self.ref_model = prepare_deepspeed(self.ref_model, self.accelerator)
+        elif self.is_fsdp_enabled:
+            self.ref_model = prepare_fsdp(self.ref_model, self.accelerator)
+        else:
+            self.ref_model.to(self.accelerator.device)
+
+    def _prepare_dataset(
+        self,
+        dataset: "Dataset | dict[str, Dataset] | None",
+        name: str,
+        tokenizer: PreTrainedTokenizerBase,
+        args: PPOConfig,
+    ) -> "Dataset | dict[str, Dataset] | None":
+        if dataset is None:
+            return None
+        if isinstance(dataset, dict):
+            return {key: self._prepare_dataset(one, key, tokenizer, args) for key, one in dataset.items()}
+        prepared, dropped = prepare_prompts(dataset, tokenizer, args.max_prompt_tokens, args.dataset_num_proc)
+        if dropped:
+            logger.warning(
+                "%s: %d of %d prompts dropped: longer than max_prompt_tokens=%d",
+                name,
+                dropped,
+                len(dataset),
+                args.max_prompt_tokens,
+            )
+        self.dropped_prompts += dropped
+        return prepared
+
+    def _set_sizes(self) -> None:
+        """Turn episodes into optimizer steps, and cut the batch so that Trainer accumulates over one minibatch."""
+        args, world = self.args, self.args.world_size
+        local = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        if local % args.num_mini_batches:
+            raise ValueError(
+                f"num_mini_batches: {local} episodes per device (per_device_train_batch_size x "
+                f"gradient_accumulation_steps) cannot be cut into {args.num_mini_batches} equal minibatches"
+            )
+        rows = 0 if self.train_dataset is None else len(self.train_dataset)
+        if self.train_dataset is not None and rows < local * world:
+            raise ValueError(
+                f"train_dataset: {rows} prompts, but one update takes {local * world}; add prompts or lower "
+                "per_device_train_batch_size or gradient_accumulation_steps"
+            )
+        self.steps_per_update = args.num_ppo_epochs * args.num_mini_batches
+        if args.total_episodes is None and args.max_steps > 0:
+            updates = math.ceil(args.max_steps / self.steps_per_update)
+        else:
+            updates = math.ceil((args.total_episodes or args.num_train_epochs * rows) / (local * world))
+        args.local_batch_size, args.batch_size = local, local * world
+        args.local_mini_batch_size = local // args.num_mini_batches
+        args.mini_batch_size = args.local_mini_batch_size * world
+        args.micro_batch_size = args.per_device_train_batch_size * world
+        args.num_total_batches = updates
+        args.gradient_accumulation_steps = math.ceil(args.local_mini_batch_size / args.per_device_train_batch_size)
+        args.max_steps = updates * self.steps_per_update
+        # An update's prompts and random numbers follow from its number: there is no data to skip on resume.
+        args.ignore_data_skip = True
+
+    # ---- The update ----
+
+    def get_train_dataloader(self) -> UpdateLoader:
+        if self.train_dataset is None:
+            raise ValueError("training needs a train_dataset")
+        self._clock = None
+        return UpdateLoader(self)
+
+    def get_eval_dataloader(self, eval_dataset: "str | Dataset | None" = None) -> torch.utils.data.DataLoader:
+        if not (eval_dataset is None or isinstance(eval_dataset, str) or eval_dataset is self.eval_dataset):
+            eval_dataset = self._prepare_dataset(eval_dataset, "eval_dataset", self.processing_class, self.args)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def micro_batches(self, update: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Sample the answers of one update and yield what its optimizer steps need, in the order they are made."""
+        args, device = self.args, self.accelerator.device
+        started = time.perf_counter()
+        self._clock = self._clock or (started, update * args.batch_size)
+        indices = prompt_indices(update, args.batch_size, len(self.train_dataset), args.seed)
+        first = self.accelerator.process_index * args.local_batch_size
+        rows = [self.train_dataset[index] for index in indices[first : first + args.local_batch_size]]
+        rollout = self.sample(rows, stream_seed(args.seed, SAMPLING, update, self.accelerator.process_index))
+        self._experience = experience = self._learn_from(rollout)
+        self.state.episode = (update + 1) * args.batch_size
+        self._update_metrics["time/rollout_seconds"] = time.perf_counter() - started
+        self._update_started = time.perf_counter()
+        self._sums = defaultdict(lambda: torch.zeros((), device=device))
+        if (
+            args.num_sample_generations
+            and update % math.ceil(args.num_total_batches / args.num_sample_generations) == 0
+        ):
+            self._show_samples(rollout, experience.scores.tolist())
+
+        for epoch in range(args.num_ppo_epochs):
+            # The first epoch keeps the order of the rollout, and with it the micro-batches of the old log-probs.
+            numbers = (args.seed, MINIBATCHES, update, epoch, self.accelerator.process_index)
+            order = shuffled(len(rows), *numbers) if epoch else torch.arange(len(rows))
+            for minibatch in chunks(order, args.num_mini_batches, args.per_device_train_batch_size):
+                chosen = torch.tensor([index for part in minibatch for index in part], device=device)
+                masks = (experience.policy_mask[chosen], experience.value_mask[chosen])
+                tokens, value_tokens = self._reduce(torch.stack([mask.sum() for mask in masks]))
+                for part in minibatch:
+                    yield self._micro_batch(part) | {"tokens": tokens, "value_tokens": value_tokens}
+
+    def _micro_batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        experience, args = self._experience, self.args
+        inputs = experience.rollout.tensors(
+            indices, args.response_length, self.processing_class.pad_token_id, self.accelerator.device
+        )
+        width = inputs["responses"].shape[1]
+        names = ("logprobs", "values", "advantages", "returns", "policy_mask", "value_mask")
+        return inputs | {f"old_{name}": getattr(experience, name)[list(indices), :width] for name in names}
+
+    def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        # On the device already; Trainer's own would cast advantages to bf16 under DeepSpeed.
+        return inputs
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """L = L_policy + vf_coef L_value - entropy_coef H for one micro-batch, normalised over its optimizer step."""
+        args, mask, value_mask = self.args, inputs["old_policy_mask"], inputs["old_value_mask"]
+        logprobs, entropies, values = model(inputs["input_ids"], inputs["attention_mask"], inputs["responses"])
+        policy_losses, ratio, policy_clipped = clipped_policy_loss(
+            logprobs, inputs["old_logprobs"], inputs["old_advantages"], args.cliprange
+        )
+        value_losses, value_clipped = clipped_value_loss(
+            values, inputs["old_values"], inputs["old_returns"], args.cliprange_value
+        )
+        policy_loss, value_loss, entropy = (
+            masked_sum(policy_losses, mask),
+            masked_sum(value_losses, value_mask),
+            masked_sum(entropies, mask),
+        )
+        with torch.no_grad():
+            change = logprobs - inputs["old_logprobs"]
+            for name, total in {
+                "tokens": mask.sum(),
+                "value_tokens": value_mask.sum(),
+                "policy/approxkl_avg": masked_sum(change.square() / 2, mask),
+                "policy/clipfrac_avg": masked_sum(policy_clipped.float(), mask),
+                "policy/entropy_avg": entropy,
+                "loss/policy_avg": policy_loss,
+                "loss/value_avg": value_loss,
+                "val/clipfrac_avg": masked_sum(value_clipped.float(), value_mask),
+                "val/ratio": masked_sum(ratio, mask),
+                "val/ratio_var": masked_sum(ratio.square(), mask),
+            }.items():
+                self._sums[name] += total.detach()
+        tokens, value_tokens = inputs["tokens"], inputs["value_tokens"]
+        loss = policy_loss / tokens + args.vf_coef * value_loss / value_tokens - args.entropy_coef * entropy / tokens
+        # Trainer divides by the micro-batches of the step and DDP by the ranks; the division by tokens did both.
+        return loss * self.current_gradient_accumulation_steps * self.accelerator.num_processes
+
+    # ---- Rollout ----
+
+    @torch.no_grad()
+    def sample(self, rows: list[dict[str, Any]], seed: int, greedy: bool = False) -> Rollout:
+        """Let the policy answer prompts, at the training temperature or greedily.
+
+        Args:
+            rows: dataset rows with `input_ids`.
+            seed: of the sampling; the global random state is left alone.
+        """
+        args, tokenizer, device = self.args, self.processing_class, self.accelerator.device
+        config = sampling_config(
+            tokenizer, args.response_length, 0.0 if greedy else args.temperature, self.stop_token_id
+        )
+        config.use_cache = True
+        # What finished rows are filled with, and embed, while others go on: a pad id may lie outside the vocabulary.
+        config.pad_token_id = self.stop_token_id
+        devices = [device] if device.type == "cuda" else []
+        completions = []
+        self.model.eval()
+        with (
+            torch.random.fork_rng(devices=devices),
+            self.accelerator.autocast(),
+            unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, gather_deepspeed3_params=args.ds3_gather_for_generation
+            ) as policy,
+        ):
+            torch.manual_seed(seed)
+            for batch in batched(rows, args.local_rollout_forward_batch_size):
+                ids, mask = pad_left([row[INPUT_IDS] for row in batch], tokenizer.pad_token_id)
+                output = policy.generate(
+                    input_ids=ids.masked_fill(mask == 0, 0).to(device),
+                    attention_mask=mask.to(device),
+                    generation_config=config,
+                )
+                answers = output[:, ids.shape[1] :].tolist()
+                completions += [to_completion(tokenizer, answer, self.stop_token_id) for answer in answers]
+        return Rollout(rows, completions)
+
+    @contextlib.contextmanager
+    def null_ref_context(self) -> Iterator[nn.Module]:
+        """The reference model; where it is the policy with other adapters (or none), they are switched for the time."""
+        if self.ref_model is not None:
+            yield self.ref_model
+            return
+        policy = self.accelerator.unwrap_model(self.model_wrapped).policy
+        with use_adapter(policy, self.args.ref_adapter_name):
+            yield policy
+
+    @torch.no_grad()
+    def _forward(self, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Log-probs, reference log-probs and values of a rollout `(B, T)`, over the first epoch's micro-batches."""
+        args, device, total = self.args, self.accelerator.device, len(rollout.rows)
+        width = rollout.width(range(total), args.response_length)
+        logprobs, ref_logprobs, values = (torch.zeros(total, width, device=device) for _ in range(3))
+        self.model.eval()
+        for minibatch in chunks(torch.arange(total), args.num_mini_batches, args.per_device_train_batch_size):
+            for part in minibatch:
+                inputs = rollout.tensors(part, args.response_length, self.processing_class.pad_token_id, device)
+                rows = slice(part[0], part[-1] + 1), slice(inputs["responses"].shape[1])
+                logprobs[rows], _, values[rows] = self.model_wrapped(**inputs)
+                with self.null_ref_context() as ref_model, self.accelerator.autocast():
+                    ref_logprobs[rows], _ = token_logprobs(ref_model, **inputs, temperature=self.temperature)
+        return logprobs, ref_logprobs, values
+
+    def score(self, rollout: Rollout) -> torch.Tensor:
+        """Scores of each reward, `(B, rewards)`, float32.
+
+        Raises:
+            ValueError: naming the prompt, if a score is not finite.
+        """
+        columns = [reward(rollout, self.args.local_rollout_forward_batch_size) for reward in self.rewards]
+        scores = torch.tensor(columns, dtype=torch.float32).T
+        bad = (~scores.isfinite()).nonzero().tolist()
+        if bad:
+            row, column = bad[0]
+            prompt, name = rollout.prompts(self.processing_class)[row], self.rewards[column].name
+            raise ValueError(
+                f"reward {name}: {scores[row, column].item()} for the prompt {prompt!r}, "
+                f"completion {rollout.completions[row].text!r}; scores must be finite"
+            )
+        return scores.to(self.accelerator.device)
+
+    def _shape_scores(self, scores: torch.Tensor, stopped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Centre and clip scores `(B,)`, then penalise answers that did not stop: before and after the penalty."""
+        args = self.args
+        scores = scores - (self.reward_center or 0.0)
+        if args.score_clip is not None:
+            scores = scores.clamp(-args.score_clip, args.score_clip)
+        if args.missing_eos_penalty is None:
+            return scores, scores
+        if args.missing_eos_penalty_mode == "replace":
+            penalised = torch.full_like(scores, -args.missing_eos_penalty)
+        else:
+            penalised = scores - args.missing_eos_penalty
+        return scores, torch.where(stopped, scores, penalised)
+
+    def _learn_from(self, rollout: Rollout) -> Experience:
+        """Score a rollout and turn it into advantages and returns."""
+        args, device = self.args, self.accelerator.device
+        lengths, stopped = rollout.lengths(device), rollout.stopped(device)
+        components = self.score(rollout)
+        raw = components @ self.reward_weights.to(device)
+        if self.reward_center is None:
+            self.reward_center = self._mean(raw)
+            logger.info("rewards are centred by the first batch's mean, %.4f", self.reward_center)
+        before, scores = self._shape_scores(raw, stopped)
+
+        logprobs, ref_logprobs, values = self._forward(rollout)
+        mask, value_mask = response_masks(lengths, logprobs.shape[1], args.score_at_stop_token)
+        kl = kl_estimate(logprobs, ref_logprobs, args.kl_estimator).masked_fill(~mask, 0)
+        values = values.masked_fill(~value_mask, 0)
+        rewards = token_rewards(kl, scores, lengths, self.kl_coef, args.score_at_stop_token)
+        if args.whiten_rewards:
+            rewards = whiten(rewards, value_mask, shift_mean=False, reduce=self._reduce)
+        advantages, returns = generalized_advantages(rewards, values, args.gamma, args.lam)
+        if args.whiten_advantages:
+            advantages = whiten(advantages, mask, reduce=self._reduce)
+
+        mean_kl, non_score = self._mean(kl.sum(1)), self._mean(-self.kl_coef * kl.sum(1))
+        self._update_metrics = {
+            "objective/kl": mean_kl,
+            "objective/entropy": self._mean((-logprobs).masked_fill(~mask, 0).sum(1)),
+            "objective/non_score_reward": non_score,
+            "objective/rlhf_reward": self._mean(scores) + non_score,
+            "objective/scores": self._mean(scores),
+            "objective/scores_before_penalty": self._mean(before),
+            "objective/kl_coef": self.kl_coef,
+            "val/num_eos_tokens": self._reduce(stopped.sum()).item(),
+            "val/stopped_share": self._mean(stopped.float()),
+            "val/response_tokens": self._mean(lengths.float()),
+            "val/explained_variance": explained_variance(values, returns, value_mask, self._reduce).item(),
+            **self._component_means(components),
+        }
+        return Experience(rollout, scores, logprobs, values, advantages, returns, mask, value_mask)
+
+    def _component_means(self, components: torch.Tensor) -> dict[str, float]:
+        names = [f"rewards/{reward.name}" for reward in self.rewards]
+        return {name: self._mean(column) for name, column in zip(names, components.T, strict=True)}
+
+    def _reduce(self, total: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks."""
+        return self.accelerator.reduce(total, reduction="sum")
+
+    def _mean(self, values: torch.Tensor) -> float:
+        """The mean over the episodes of all ranks (each has as many)."""
+        return self._reduce(values.mean()).item() / self.accelerator.num_processes
+
+    # ---- Logs, evaluation and checkpoints at the end of an update ----
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        if self.state.global_step % self.steps_per_update:
+            # Half of the batch's steps are still to come, and they exist in memory only: wait for the update's end.
+            for flag in POSTPONED:
+                if getattr(self.control, flag):
+                    self._postponed.add(flag)
+                    setattr(self.control, flag, False)
+            return
+        for flag in self._postponed:
+            setattr(self.control, flag, True)
+        self._postponed.clear()
+        if self._experience is not None:
+            self._finish_update()
+        self.state.epoch = self.state.episode / len(self.train_dataset)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _finish_update(self) -> None:
+        """Close the books of an update: global token means of its optimizer steps, pace, and the next KL coefficient."""
+        args, metrics, now = self.args, self._update_metrics, time.perf_counter()
+        names = sorted(self._sums)
+        sums = dict(zip(names, self._reduce(torch.stack([self._sums[name].float() for name in names])), strict=True))
+        tokens, value_tokens = sums.pop("tokens").item(), sums.pop("value_tokens").item()
+        for name, total in sums.items():
+            over_value_mask = name in ("loss/value_avg", "val/clipfrac_avg")
+            metrics[name] = total.item() / (value_tokens if over_value_mask else tokens)
+        metrics["val/ratio_var"] -= metrics["val/ratio"] ** 2
+        metrics["time/update_seconds"] = now - self._update_started
+        started, episodes = self._clock
+        metrics["eps"] = (self.state.episode - episodes) / (now - started)
+        metrics["episode"] = self.state.episode
+        if args.target_kl is not None:
+            self.kl_coef = adapted_kl_coef(
+                self.kl_coef, metrics["objective/kl"], args.target_kl, args.batch_size, args.kl_horizon
+            )
+        self._history.append(metrics)
+        self._experience = None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's log of a training step also carries the means of the updates since the last one."""
+        if "loss" in logs and self._history:
+            last, count = self._history[-1], len(self._history)
+            means = {name: sum(one[name] for one in self._history) / count for name in last}
+            logs |= means | {"eps": last["eps"], "episode": last["episode"], "lr": logs["learning_rate"]}
+            self._history.clear()
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: torch.utils.data.DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Answer the held-out prompts at the training temperature: scores, KL, lengths; the same seed every time."""
+        args, device, dataset = self.args, self.accelerator.device, dataloader.dataset
+        rank, ranks, total = self.accelerator.process_index, self.accelerator.num_processes, len(dataset)
+        # Every rank takes as many rows (some twice, with weight 0): sharded models generate together.
+        mine = range(rank, math.ceil(total / ranks) * ranks, ranks)
+        sums = torch.zeros(5 + len(self.rewards), device=device, dtype=torch.float64)
+        for number, batch in enumerate(batched(mine, args.per_device_eval_batch_size)):
+            rows = [dataset[index % total] for index in batch]
+            rollout = self.sample(rows, stream_seed(args.seed, EVALUATION, number, rank))
+            lengths, stopped = rollout.lengths(device), rollout.stopped(device)
+            components = self.score(rollout)
+            _, scores = self._shape_scores(components @ self.reward_weights.to(device), stopped)
+            logprobs, ref_logprobs, _ = self._forward(rollout)
+            mask, _ = response_masks(lengths, logprobs.shape[1])
+            kl = kl_estimate(logprobs, ref_logprobs, args.kl_estimator).masked_fill(~mask, 0).sum(1)
+            weight = torch.tensor([float(index < total) for index in batch], device=device, dtype=torch.float64)
+            columns = torch.stack([torch.ones_like(scores), scores, kl, lengths.float(), stopped.float()], 1)
+            sums += weight @ torch.cat([columns, components], 1).double()
+        count, *sums = self._reduce(sums).tolist()
+        names = ["objective/scores", "objective/kl", "val/response_tokens", "val/stopped_share"]
+        names += [f"rewards/{reward.name}" for reward in self.rewards]
+        metrics = {f"{metric_key_prefix}_{name}": one / count for name, one in zip(names, sums, strict=True)}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=total)
+
+    def generate_completions(self, sampling: bool = False) -> list[dict[str, Any]]:
+        """Answer the evaluation prompts greedily and log a few of the answers.
+
+        Args:
+            sampling: only the first batch of prompts.
+
+        Returns:
+            Rows with `prompt`, `completion` and `score` (this rank's answers).
+        """
+        dataset = self.get_eval_dataloader().dataset
+        size = self.args.per_device_eval_batch_size
+        rows = [dataset[index] for index in range(min(size, len(dataset)) if sampling else len(dataset))]
+        rollout = self.sample(rows, seed=0, greedy=True)
+        scores = (self.score(rollout) @ self.reward_weights.to(self.accelerator.device)).tolist()
+        self._show_samples(rollout, scores)
+        texts = [completion.text for completion in rollout.completions]
+        columns = zip(rollout.prompts(self.processing_class), texts, scores, strict=True)
+        return [{"prompt": prompt, "completion": text, "score": score} for prompt, text, score in columns]
+
+    def _show_samples(self, rollout: Rollout, scores: list[float]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        prompts = rollout.prompts(self.processing_class)[:SHOWN_SAMPLES]
+        for prompt, completion, score in zip(prompts, rollout.completions, scores, strict=False):
+            texts = [repr(text)[:SHOWN_CHARACTERS] for text in (prompt, completion.text)]
+            logger.info("step %d: score %.3f: %s -> %s", self.state.global_step, score, *texts)
+
+    # ---- Checkpoints ----
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """The policy at the root, the critic in `value_model/`, both plain `from_pretrained` folders.
+
+        Args:
+            state_dict: of the wrapper, where the weights had to be gathered from shards.
+        """
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        wrapper = self.accelerator.unwrap_model(self.model)
+        mark_special_tokens(wrapper.policy, self.processing_class, self.stop_token_id)
+        for name, part, target in (
+            ("policy.", wrapper.policy, folder),
+            ("value_model.", wrapper.value_model, folder / VALUE_MODEL_FOLDER),
+        ):
+            weights = state_dict and {
+                key.removeprefix(name): value for key, value in state_dict.items() if key.startswith(name)
+            }
+            part.save_pretrained(target, state_dict=weights)
+        self.processing_class.save_pretrained(folder)
+        torch.save(self.args, folder / "training_args.bin")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif not self.is_deepspeed_enabled:
+            load_weights(self.policy_model, Path(resume_from_checkpoint))
+            load_weights(self.value_model, Path(resume_from_checkpoint, VALUE_MODEL_FOLDER))
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint, self.model)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            state = {"kl_coef": self.kl_coef, "reward_center": self.reward_center}
+            Path(output_dir, STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            state = json.loads(Path(checkpoint, STATE_FILE).read_text(encoding="utf-8"))
+            self.kl_coef, self.reward_center = state["kl_coef"], state["reward_center"]

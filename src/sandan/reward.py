@@ -1,0 +1,185 @@
+"""What is reported of a reward model: accuracy beside its ceiling, length bias, and the best-of-n curve."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .data import read_jsonl
+from .errors import GateError, UserError
+from .generation import encode_answers, sample_completions, score_completions, score_rows
+from .models import load_causal_lm
+from .ranking import prompt_id
+from .stage import Stage
+from .statistics import bootstrap_interval
+
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BEST_OF = (1, 2, 4, 8)
+
+
+@dataclass
+class RewardArguments:
+    """How the reward model is judged before PPO may use it."""
+
+    oracle: Literal["world", "none"] = field(
+        default="none", metadata={"help": "Who judges best-of-n: the embedded world's oracle, or nobody."}
+    )
+    best_of_n_prompt_file: str | None = field(default=None, metadata={"help": "JSONL of unseen prompts."})
+    best_of_n_prompts: int = field(default=150, metadata={"help": "How many of them to use."})
+    best_of_n_gain: float = field(
+        default=0.05,
+        metadata={"help": "Least gain in oracle score of best-of-8 over best-of-1; less stops the chain."},
+    )
+    max_new_tokens: int = field(default=64, metadata={"help": "Longest best-of-n answer, in tokens."})
+    use_margin: bool = field(default=False, metadata={"help": "Train with the pairs' margins (Llama 2, eq. 2)."})
+
+    def __post_init__(self):
+        if self.oracle != "none" and self.best_of_n_prompt_file is None:
+            raise ValueError("best_of_n_prompt_file: missing; the oracle judges best-of-n on unseen prompts")
+
+
+def init_head(head: "nn.Linear", seed: int) -> None:
+    """Draw the score head from N(0, 1/sqrt(d + 1)), as Stiennon et al. 2020 and Huang et al. 2024 (arXiv 2403.17031) do."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(head.weight.shape, generator=generator) / (head.in_features + 1) ** 0.5
+    with torch.no_grad():
+        head.weight.copy_(weight.to(head.weight))
+
+
+def pair_metrics(
+    chosen: Sequence[float],
+    rejected: Sequence[float],
+    chosen_tokens: Sequence[int],
+    rejected_tokens: Sequence[int],
+    groups: Sequence[str],
+) -> dict[str, float]:
+    """Held-out metrics of scored pairs.
+
+    Args:
+        chosen, rejected: scores, one a pair.
+        chosen_tokens, rejected_tokens: lengths in tokens; only their difference counts.
+        groups: the pairs' prompt ids; pairs of one prompt are resampled together.
+    """
+    margin = np.asarray(chosen) - np.asarray(rejected)
+    longer = np.asarray(chosen_tokens) - np.asarray(rejected_tokens)
+    accuracy, low, high = bootstrap_interval(margin > 0, groups)
+    varies = margin.std() > 0 and longer.std() > 0
+    return {
+        "eval_accuracy": accuracy,
+        "eval_accuracy_low": low,
+        "eval_accuracy_high": high,
+        "mean_margin": float(margin.mean()),
+        "length_correlation": float(np.corrcoef(margin, longer)[0, 1]) if varies else 0.0,
+        "longer_answer_accuracy": float(np.where(longer == 0, 0.5, longer > 0).mean()),
+    }
+
+
+def evaluate_pairs(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[dict[str, Any]], oracle: str
+) -> dict[str, float]:
+    """Score held-out preference rows and report [`pair_metrics`], with the ceiling where there is an oracle."""
+    prompts = [row.get("prompt", [] if isinstance(row["chosen"], list) else "") for row in rows]
+    tokens = {
+        side: encode_answers(tokenizer, prompts, [text_of(row[side]) for row in rows])
+        for side in ("chosen", "rejected")
+    }
+    scores = {side: score_rows(model, tokenizer, ids) for side, ids in tokens.items()}
+    lengths = {side: list(map(len, ids)) for side, ids in tokens.items()}
+    metrics = pair_metrics(
+        scores["chosen"],
+        scores["rejected"],
+        lengths["chosen"],
+        lengths["rejected"],
+        [prompt_id({"prompt": prompt, **row}) for prompt, row in zip(prompts, rows, strict=True)],
+    )
+    if oracle == "world":
+        from .world.oracle import judge
+
+        metrics["ceiling_accuracy"] = ceiling_accuracy(rows, judge)
+    return metrics
+
+
+def ceiling_accuracy(rows: Sequence[dict[str, Any]], judge: Callable[[Any, str], Any]) -> float:
+    """Accuracy on these noisy pairs of someone who knows the truth; pairs of truly equal answers count half."""
+
+    def order(row: dict[str, Any]) -> float:
+        chosen, rejected = (judge(row["prompt"], text_of(row[side])).score for side in ("chosen", "rejected"))
+        return 0.5 if chosen == rejected else float(chosen > rejected)
+
+    return float(np.mean([order(row) for row in rows]))
+
+
+def best_of_n(true_scores: np.ndarray, proxy_scores: np.ndarray) -> dict[int, np.ndarray]:
+    """For each n: the true score `(prompts,)` of the answer that the proxy picks among the first n samples.
+
+    Args:
+        true_scores, proxy_scores: `(prompts, samples)`, samples in the order drawn.
+    """
+    rows = np.arange(len(true_scores))
+    return {n: true_scores[rows, proxy_scores[:, :n].argmax(axis=1)] for n in BEST_OF if n <= true_scores.shape[1]}
+
+
+def check_gate(curve: dict[int, np.ndarray], least_gain: float) -> dict[str, float]:
+    """The best-of-n curve as metrics.
+
+    Raises:
+        GateError: if best-of-8 is not clearly better than best-of-1. A reward model that cannot pick good answers from
+            samples will be exploited by PPO, whatever its pair accuracy.
+    """
+    metrics = {f"best_of_n/{n}": float(scores.mean()) for n, scores in curve.items()}
+    most = max(curve)
+    gain, low, high = bootstrap_interval(curve[most] - curve[1])
+    metrics |= {"best_of_n/gain": gain, "best_of_n/gain_low": low}
+    if low <= 0 or gain < least_gain:
+        raise GateError(
+            f"best-of-{most} by the reward model is not clearly better than best-of-1: oracle score {metrics['best_of_n/1']:.3f} "
+            f"-> {metrics[f'best_of_n/{most}']:.3f}, gain {gain:+.3f} [{low:+.3f}, {high:+.3f}], {least_gain:+.3f} asked; "
+            "PPO would exploit it: rank more prompts, or train SFT longer so that candidates hold good answers"
+        )
+    return metrics
+
+
+def gate(
+    args: RewardArguments, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", sft_path: str, stage: Stage
+) -> dict[str, float]:
+    """Sample from the SFT model on unseen prompts, let the reward model pick, let the oracle judge: [`check_gate`]."""
+    from .world.oracle import judge
+
+    rows = read_jsonl(stage.add_input(args.best_of_n_prompt_file), columns=[("prompt",)])[: args.best_of_n_prompts]
+    prompts = [row["prompt"] for row in rows]
+    most = max(BEST_OF)
+    sampled = sample_completions(
+        load_causal_lm(sft_path),
+        tokenizer,
+        prompts,
+        args.max_new_tokens,
+        samples_per_prompt=most,
+        seed=stage.seed,
+        description="best-of-n",
+    )
+    flat = [(prompt, answer) for prompt, answers in zip(prompts, sampled, strict=True) for answer in answers]
+    proxy = score_completions(model, tokenizer, [prompt for prompt, _ in flat], [answer for _, answer in flat])
+    true = [judge(prompt, answer.text).score for prompt, answer in flat]
+    curve = best_of_n(np.reshape(true, (-1, most)), np.reshape(proxy, (-1, most)))
+    return check_gate(curve, args.best_of_n_gain)
+
+
+def text_of(answer: str | list[dict[str, str]]) -> str:
+    """The text of an answer given as text or as an assistant turn."""
+    return answer if isinstance(answer, str) else answer[-1]["content"]
+
+
+def check_disjoint(train_ids: Sequence[str], eval_ids: Sequence[str]) -> None:
+    """Raise [`UserError`] if a prompt is in both splits: its answers would leak."""
+    shared = set(train_ids) & set(eval_ids)
+    if shared:
+        raise UserError(
+            f"eval_data_files: {len(shared):,} prompts are in the training pairs too; split by prompt, not by pair"
+        )

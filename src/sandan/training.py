@@ -1,0 +1,74 @@
+"""What the stages that train share: run the trainer, save a standard Hugging Face folder, report the held-out loss."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError
+from .stage import Stage
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def train_and_save(trainer: "Trainer", stage: Stage) -> dict[str, float]:
+    """Train, evaluate before and after (where there are held-out rows), save model, tokenizer and training curve.
+
+    Returns:
+        `train_loss`, `train_seconds`, `train_steps`, and `eval_*` after training, `eval_loss_before` among them.
+    """
+    before = trainer.evaluate()["eval_loss"] if trainer.eval_dataset is not None else None
+    output = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    metrics = {
+        "train_loss": output.training_loss,
+        "train_steps": output.global_step,
+        "train_seconds": round(output.metrics["train_runtime"], 2),
+    }
+    if before is not None:
+        measured = trainer.evaluate()
+        metrics |= {
+            key: value for key, value in measured.items() if key.startswith("eval_") and "per_second" not in key
+        }
+        metrics["eval_loss_before"] = before
+    trainer.save_model()
+    trainer.save_state()
+    logger.info("saved to %s", stage.output_dir)
+    return metrics
+
+
+def set_stop_token(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Write the tokenizer's special tokens into the model's generation config, so that every loader stops where we do."""
+    for config in (model.config, model.generation_config):
+        config.eos_token_id = tokenizer.eos_token_id
+        config.pad_token_id = tokenizer.pad_token_id
+        config.bos_token_id = tokenizer.bos_token_id
+
+
+def count_dropped(before: "Dataset", after: "Dataset", max_length: int | None, what: str) -> int:
+    """How many rows a trainer left out as too long.
+
+    Raises:
+        UserError: if none is left.
+    """
+    dropped = len(before) - len(after)
+    if not len(after):
+        raise UserError(
+            f"max_length: all {len(before):,} {what} are longer than {max_length} tokens; raise max_length"
+        )
+    if dropped:
+        logger.warning(
+            "%s of %s %s are longer than %s tokens and were dropped",
+            f"{dropped:,}",
+            f"{len(before):,}",
+            what,
+            max_length,
+        )
+    return dropped
+
+
+def parameter_count(model: Any) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,160 @@
+"""The short documents that pretraining reads, one function per kind.
+
+| kind | teaches |
+|---|---|
+| profile | facts, in several wordings |
+| story | context: who is spoken of, he or she, what was seen and what it does |
+| greeting | context and politeness: names are given back to those who greet |
+| dialogue | context: one asks about something, another answers about just that, by name |
+| grammar | number and agreement |
+| vocabulary | what kind of thing a word names |
+"""
+
+import random
+
+from .dice import pick, shuffled
+from .facts import ANIMALS, ASKED_FACTS, FACTS, FOODS, HOMES, JOBS, LIKES, PEOPLE, PLURALS, SOUNDS
+from .language import ADDRESSED, QUESTIONS, STATEMENTS, answer, fill, join, name, sentence, state
+
+
+# kind -> share of the documents
+KINDS = {"profile": 0.3, "story": 0.16, "greeting": 0.08, "dialogue": 0.3, "grammar": 0.08, "vocabulary": 0.08}
+
+CATEGORIES = {
+    "en": [(ANIMALS, "an animal"), (FOODS + LIKES, "food"), (HOMES, "a place"), (SOUNDS, "a sound"), (JOBS, "a job")],
+    "ja": [(ANIMALS, "動物"), (FOODS + LIKES, "食べ物"), (HOMES, "場所"), (SOUNDS, "鳴き声"), (JOBS, "仕事")],
+}
+OPPOSITES = {
+    "en": ["big|small", "hot|cold", "new|old", "good|bad", "fast|slow", "day|night", "up|down", "wet|dry"],
+    "ja": ["大きい|小さい", "熱い|冷たい", "新しい|古い", "良い|悪い", "速い|遅い", "昼|夜", "上|下", "長い|短い"],
+}
+SIZES = {"en": ["big", "small", "old", "young"], "ja": ["大きい", "小さい", "白い", "黒い"]}
+GREETINGS = {
+    "en": ["Good morning", "Good evening", "Hello", "Thank you", "Welcome"],
+    "ja": ["おはよう", "こんばんは", "こんにちは", "ありがとう", "ようこそ"],
+}
+
+
+def document(rng: random.Random, kind: str, language: str) -> str:
+    """One document's text."""
+    write = {
+        "profile": profile,
+        "story": story,
+        "greeting": greeting,
+        "dialogue": dialogue,
+        "grammar": grammar,
+        "vocabulary": vocabulary,
+    }
+    return join(language)(write[kind](rng, language))
+
+
+def profile(rng: random.Random, language: str) -> list[str]:
+    """Two to four statements: all about one entity, or about several."""
+    about = pick(rng, FACTS)
+    entity_of = {"sound": "animal", "food": "animal", "home": "animal", "likes": "person", "job": "person"}
+    same = [
+        fact
+        for fact in FACTS
+        if fact.entity == about.entity and entity_of.get(fact.relation) == entity_of.get(about.relation, "")
+    ]
+    others = [pick(rng, FACTS) for _ in range(2)]
+    facts = shuffled(rng, [*same, *others] if same else [about, *others])[: 2 + int(rng.random() * 3)]
+    return [sentence(fill(pick(rng, STATEMENTS[language][fact.relation]), fact, language), language) for fact in facts]
+
+
+def story(rng: random.Random, language: str) -> list[str]:
+    """A person meets an animal that does what it does; pronouns go back to the person."""
+    index, person = int(rng.random() * len(ANIMALS)), int(rng.random() * len(PEOPLE))
+    who, animal = name(PEOPLE[person], language), name(ANIMALS[index], language)
+    sound, food, home = (name(terms[index], language) for terms in (SOUNDS, FOODS, HOMES))
+    if language == "en":
+        pronoun = "she" if person % 2 == 0 else "he"
+        opening = [f"{who} goes to the {home}.", f"{pick(rng, ['Today', 'In the morning'])} {who} is at the {home}."]
+        middle = [
+            f"{pronoun.capitalize()} sees a {animal} there."
+            if animal[0] not in "aeiou"
+            else f"{pronoun.capitalize()} sees an {animal} there.",
+            f"There {pronoun} finds the {animal}.",
+        ]
+        ending = [
+            f"The {animal} says {sound} and {pronoun} laughs.",
+            f"{pronoun.capitalize()} gives {food} to the {animal}.",
+            f"The {animal} is hungry, so {pronoun} brings {food}.",
+            f"The {animal} is happy and says {sound}.",
+        ]
+    else:
+        pronoun = "彼女" if person % 2 == 0 else "彼"
+        opening = [f"{who}は{home}へ行きます。", f"今日{who}は{home}にいます。"]
+        middle = [f"そこで{pronoun}は{animal}を見ます。", f"{pronoun}は{animal}に会います。"]
+        ending = [
+            f"{animal}は{sound}と鳴き、{pronoun}は笑います。",
+            f"{pronoun}は{animal}に{food}をあげます。",
+            f"{animal}は空腹なので、{pronoun}は{food}を持って来ます。",
+            f"{animal}は喜んで{sound}と鳴きます。",
+        ]
+    endings = shuffled(rng, ending)[: 1 + int(rng.random() * 2)]
+    return [pick(rng, opening), pick(rng, middle), *endings]
+
+
+def greeting(rng: random.Random, language: str) -> list[str]:
+    """Two people greet each other by name; one may tell the other something."""
+    one, other = (name(person, language) for person in shuffled(rng, PEOPLE)[:2])
+    words = pick(rng, GREETINGS[language])
+    told = answer(pick(rng, ADDRESSED[language]), language, one, state(pick(rng, FACTS), language))
+    if language == "en":
+        lines = [f"{one} says: {words}, {other}.", f"{other} says: {words}, {one}."]
+    else:
+        lines = [f"{one}が言います。{words}、{other}さん。", f"{other}が言います。{words}、{one}さん。"]
+    return [*lines, told] if rng.random() < 0.5 else lines
+
+
+def dialogue(rng: random.Random, language: str) -> list[str]:
+    """One person asks, another answers. Never about a pretraining-only fact: those are only ever stated."""
+    one, other = (name(person, language) for person in shuffled(rng, PEOPLE)[:2])
+    fact = pick(rng, ASKED_FACTS)
+    question = fill(pick(rng, QUESTIONS[language][fact.relation]), fact, language)
+    told = answer(pick(rng, ADDRESSED[language]), language, one, state(fact, language))
+    if language == "en":
+        lines = [f"{one} asks {other} about something: {question}? {other} says: {told}"]
+        thanks = f"{one} says: Thank you, {other}."
+    else:
+        lines = [f"{one}が{other}にたずねます。{question}。{other}が答えます。{told}"]
+        thanks = f"{one}が言います。ありがとう、{other}さん。"
+    return [*lines, thanks] if rng.random() < 0.5 else lines
+
+
+def grammar(rng: random.Random, language: str) -> list[str]:
+    """Number and agreement (English); counters and particles (Japanese)."""
+    index = int(rng.random() * len(ANIMALS))
+    animal, food, home = name(ANIMALS[index], language), name(FOODS[index], language), name(HOMES[index], language)
+    size, count = pick(rng, SIZES[language]), int(rng.random() * 3)
+    if language == "en":
+        plural, number = PLURALS[index], ("two", "three", "many")[count]
+        lines = [
+            f"One {animal} is {size}. {number.capitalize()} {plural} are {size}.",
+            f"This {animal} eats {food}. These {plural} eat {food}.",
+            f"That {animal} lives in the {home}. Those {plural} live in the {home}.",
+            f"The {plural} are in the {home}. The {animal} is in the {home}.",
+        ]
+    else:
+        number = ("二", "三", "五")[count]
+        lines = [
+            f"{size}{animal}が{number}匹います。{home}に{animal}がいます。",
+            f"この{animal}は{size}です。{animal}に{food}をあげます。",
+            f"{home}から{animal}が来ます。{animal}が{food}を食べます。",
+        ]
+    return [pick(rng, lines)]
+
+
+def vocabulary(rng: random.Random, language: str) -> list[str]:
+    """What kind of thing a word names, and opposites."""
+    lines = []
+    for _ in range(2):
+        terms, category = pick(rng, CATEGORIES[language])
+        word = name(pick(rng, terms), language)
+        left, right = shuffled(rng, pick(rng, OPPOSITES[language]).split("|"))
+        if language == "en":
+            lines += [f"The word {word} means {category}.", f"{left.capitalize()} is the opposite of {right}."]
+        else:
+            lines += [f"{word}は{category}の名前です。", f"{left}の反対は{right}です。"]
+    return shuffled(rng, lines)[: 2 + int(rng.random() * 2)]

@@ -1,0 +1,146 @@
+"""Writes the world's data sets: `python -m sandan.world.generate [folder]` gives the same bytes every time.
+
+| file | rows | columns |
+|---|---|---|
+| pretrain.jsonl, pretrain_eval.jsonl | short documents | text, kind, language |
+| sft.jsonl, sft_eval.jsonl | demonstrations of mixed quality | prompt, completion (conversations) |
+| rlhf_prompts.jsonl | prompts to sample candidates and rollouts for | prompt_id, prompt |
+| eval_prompts.jsonl | unseen prompts | prompt_id, prompt, group |
+| minimal_pairs.jsonl | two sentences of which one is right | skill, language, good, bad |
+"""
+
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data import write_jsonl
+from .dice import pick, shuffled
+from .documents import KINDS, document
+from .facts import ASKED_FACTS, PEOPLE, PRETRAINING_ONLY_FACTS, RELATIONS, Fact
+from .language import (
+    ADDRESSED,
+    CURT_WORDINGS,
+    LANGUAGES,
+    PLAIN,
+    QUESTIONS,
+    RUDE,
+    UNKNOWN,
+    WORDINGS,
+    Question,
+    answer,
+    ask,
+    name,
+    state,
+)
+from .minimal_pairs import minimal_pairs
+
+
+SEED = 3
+DOCUMENTS, HELD_OUT_DOCUMENTS = 20_000, 500
+DEMONSTRATIONS, HELD_OUT_DEMONSTRATIONS, RLHF_PROMPTS, EVAL_PROMPTS = 3_000, 200, 2_400, 300
+
+# Shares of the demonstrations by quality, after a civil and after a curt prompt. People answer curt prompts badly.
+QUALITIES = ("good", "no_name", "wrong", "off_topic", "unknown", "rude")
+CIVIL_SHARES = (0.62, 0.10, 0.10, 0.06, 0.06, 0.06)
+CURT_SHARES = (0.36, 0.10, 0.12, 0.08, 0.10, 0.24)
+
+NEW_COMBINATIONS, PRETRAINING_ONLY = "new_combinations", "pretraining_only"
+
+
+def datasets(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
+    """File stem -> rows of every data set."""
+    rng = random.Random(seed)
+    documents = list(_unique_documents(rng, DOCUMENTS + HELD_OUT_DOCUMENTS))
+    prompts = _prompts(rng, ASKED_FACTS)
+    demonstrated = [next(prompts) for _ in range(DEMONSTRATIONS + HELD_OUT_DEMONSTRATIONS)]
+    demonstrations = [_demonstration(rng, *prompt) for prompt in demonstrated]
+    asked = [next(prompts) for _ in range(RLHF_PROMPTS)]
+    new = [next(prompts) for _ in range(EVAL_PROMPTS)]
+    unasked_prompts = _prompts(rng, PRETRAINING_ONLY_FACTS)
+    unasked = [next(unasked_prompts) for _ in range(EVAL_PROMPTS)]
+    groups = [(NEW_COMBINATIONS, new), (PRETRAINING_ONLY, unasked)]
+    texts = {row["text"] for row in documents}
+    return {
+        "pretrain": documents[HELD_OUT_DOCUMENTS:],
+        "pretrain_eval": documents[:HELD_OUT_DOCUMENTS],
+        "sft": demonstrations[HELD_OUT_DEMONSTRATIONS:],
+        "sft_eval": demonstrations[:HELD_OUT_DEMONSTRATIONS],
+        "rlhf_prompts": [
+            {"prompt_id": f"rlhf-{index:04d}", "prompt": _user(text)} for index, (text, _, _) in enumerate(asked)
+        ],
+        "eval_prompts": [
+            {"prompt_id": f"{group}-{index:03d}", "prompt": _user(text), "group": group}
+            for group, rows in groups
+            for index, (text, _, _) in enumerate(rows)
+        ],
+        "minimal_pairs": minimal_pairs(rng, texts),
+    }
+
+
+def _unique_documents(rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
+    seen: set[str] = set()
+    while len(seen) < count:
+        language, kind = pick(rng, LANGUAGES), pick(rng, list(KINDS), list(KINDS.values()))
+        text = document(rng, kind, language)
+        if text not in seen:
+            seen.add(text)
+            yield {"text": text, "kind": kind, "language": language}
+
+
+def _prompts(rng: random.Random, facts: Sequence[Fact]) -> Iterator[tuple[str, Question, int]]:
+    """All (person, wording, question) combinations in random order: (text, question, wording)."""
+    combinations = [
+        (Question(language, name(person, language), fact.relation, fact.entity), wording, form)
+        for language in LANGUAGES
+        for person in PEOPLE
+        for fact in facts
+        for wording in range(len(WORDINGS[language]))
+        for form in range(len(QUESTIONS[language][fact.relation]))
+        # Nobody asks about oneself.
+        if RELATIONS[fact.relation][0][fact.entity] is not person
+    ]
+    for question, wording, form in shuffled(rng, combinations):
+        yield ask(question, wording, form), question, wording
+
+
+def _demonstration(rng: random.Random, text: str, question: Question, wording: int) -> dict[str, Any]:
+    shares = CURT_SHARES if wording in CURT_WORDINGS else CIVIL_SHARES
+    completion = demonstrate(rng, question, pick(rng, QUALITIES, shares))
+    return {"prompt": _user(text), "completion": [{"role": "assistant", "content": completion}]}
+
+
+def demonstrate(rng: random.Random, question: Question, quality: str) -> str:
+    """An answer of the given quality, as a person might write it."""
+    language, asker = question.language, question.asker
+    truth = Fact(question.relation, question.entity, question.entity)
+    if quality == "unknown":
+        return answer(pick(rng, UNKNOWN[language]), language, asker)
+    if quality == "rude":
+        return answer(pick(rng, RUDE[language]), language, asker, state(truth, language))
+    if quality == "wrong":
+        values = [value for value in range(len(RELATIONS[truth.relation][1])) if value != truth.value]
+        claim = Fact(truth.relation, truth.entity, pick(rng, values))
+    elif quality == "off_topic":
+        claim = pick(rng, [fact for fact in ASKED_FACTS if fact != truth])
+    else:
+        claim = truth
+    forms = PLAIN if quality == "no_name" else ADDRESSED
+    return answer(pick(rng, forms[language]), language, asker, state(claim, language))
+
+
+def _user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def main() -> None:
+    """Write every file into the folder named on the command line (default: data)."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "data")
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, rows in datasets().items():
+        write_jsonl(folder / f"{stem}.jsonl", rows)
+
+
+if __name__ == "__main__":
+    main()
