@@ -460,7 +460,7 @@ def test_too_few_rows_are_one_error_with_both_numbers(tiny):  # T9
         tiny(rows=4)
 
 
-def test_text_prompts_and_conversations_are_the_same_prompts(tiny):  # T20
+def test_text_prompts_and_conversations_are_the_same_prompts(tiny, tmp_path):  # T20
     text = ["w1 w2", "w3 w4 w5"] * 8
     tokenizer_free = Dataset.from_dict({"input_ids": [[4, 5], [6, 7, 8]] * 8})
     finals = []
@@ -476,7 +476,7 @@ def test_text_prompts_and_conversations_are_the_same_prompts(tiny):  # T20
     trainer = PPOTrainer(
         make_policy(),
         share_of_w5,
-        PPOConfig("unused", use_cpu=True, report_to="none", save_strategy="no"),
+        PPOConfig(str(tmp_path), use_cpu=True, report_to="none", save_strategy="no"),
         train_dataset=conversations,
         processing_class=tokenizer,
     )

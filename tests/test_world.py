@@ -52,7 +52,9 @@ def test_pretraining_only_facts_are_stated_and_never_asked(generated):
     for fact in PRETRAINING_ONLY_FACTS:
         assert (fact.relation, fact.entity) not in asked_facts
         for language in LANGUAGES:
-            assert any(fill(form, fact, language).lower() in pretraining for form in STATEMENTS[language][fact.relation])
+            assert any(
+                fill(form, fact, language).lower() in pretraining for form in STATEMENTS[language][fact.relation]
+            )
             assert fill(STATEMENTS[language][fact.relation][0], fact, language).lower() not in answers
             for form in QUESTIONS[language][fact.relation]:
                 assert fill(form, fact, language).lower() not in pretraining
@@ -105,7 +107,11 @@ def test_oracle(prompt, response, scores):
 
 @given(prompt=st.text(), response=st.text())
 def test_oracle_takes_anything(prompt, response):
-    for judged in (judge(prompt, response), judge(COW, response), judge([{"role": "user", "content": USHI}], response)):
+    for judged in (
+        judge(prompt, response),
+        judge(COW, response),
+        judge([{"role": "user", "content": USHI}], response),
+    ):
         assert 0 <= judged.score <= 1
         assert not judged.correct
 
@@ -114,7 +120,9 @@ def test_oracle_takes_anything(prompt, response):
 def test_demonstrations_have_the_quality_they_claim(fact, language, wording, form, rng):
     question = Question(language, "Rin" if language == "en" else "リン", fact.relation, fact.entity)
     prompt = ask(question, wording, form)
-    judged = {quality: judge(prompt, demonstrate(random.Random(rng.random()), question, quality)) for quality in QUALITIES}
+    judged = {
+        quality: judge(prompt, demonstrate(random.Random(rng.random()), question, quality)) for quality in QUALITIES
+    }
     assert judged["good"].correct
     assert not any(judged[quality].correct for quality in QUALITIES if quality != "good")
     assert judged["rude"].safe == 0 and all(judged[quality].safe == 1 for quality in QUALITIES if quality != "rude")
@@ -138,7 +146,11 @@ def test_facts_are_told_apart_by_every_statement_form():
     for language in LANGUAGES:
         for relation, (entities, values) in RELATIONS.items():
             for form in STATEMENTS[language][relation]:
-                said = {fill(form, Fact(relation, e, v), language) for e in range(len(entities)) for v in range(len(values))}
+                said = {
+                    fill(form, Fact(relation, e, v), language)
+                    for e in range(len(entities))
+                    for v in range(len(values))
+                }
                 assert len(said) == len(entities) * len(values)
 
 

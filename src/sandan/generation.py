@@ -1,5 +1,6 @@
 """Sampling answers and scoring them: one way to render a prompt, used alike by SFT, candidates, reward, PPO, evaluate."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -75,6 +76,16 @@ def sampling_config(
     )
 
 
+@contextlib.contextmanager
+def neutral_generation(model: "PreTrainedModel") -> Iterator[None]:
+    """Set the model's own `generation_config` aside: `generate` fills from it whatever a call leaves unset."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 @torch.no_grad()
 def sample_completions(
     model: "PreTrainedModel",
@@ -104,7 +115,11 @@ def sample_completions(
     training = model.training
     model.eval()
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), tqdm(total=len(rows), desc=description, unit="answers") as progress:
+    with (
+        neutral_generation(model),
+        torch.random.fork_rng(devices=devices),
+        tqdm(total=len(rows), desc=description, unit="answers") as progress,
+    ):
         torch.manual_seed(seed)
         for batch in batched(rows, batch_size):
             ids, mask = pad_left([encoded[index] for index in batch], tokenizer.pad_token_id)

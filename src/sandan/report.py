@@ -195,7 +195,7 @@ def lineage_check(lineage: dict[str, dict[str, str]], stale: dict[str, list[str]
     count = sum(Path(path).name == RESULT for inputs in lineage.values() for path in inputs)
     if not count:
         return []
-    changed = [f"{name} used another {path}" for name, paths in stale.items() for path in paths]
+    changed = [f"{name} used another version of {path}" for name, paths in stale.items() for path in paths]
     detail = "; ".join(changed) if changed else f"sha256 of all {count} results of earlier stages unchanged"
     return [{"name": "lineage", "passed": not changed, "detail": detail}]
 
@@ -382,7 +382,8 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: not there; run `make {path.parent.name}` again") from None
+        command = f"make {path.parent.name} RECIPE={path.parent.parent.name}"
+        raise UserError(f"{path}: not there; run `{command}` again") from None
     except ValueError as error:
         raise UserError(f"{path}: broken ({error}); run that stage again") from None
 
@@ -504,6 +505,10 @@ def stage_charts(name: str, history: Sequence[dict[str, Any]], metrics: dict[str
     charts = []
     for title, keys in panels.items():
         lines = {keys[key]: _points(history, key) for key in keys}
+        before = metrics.get("eval_loss_before")
+        # The trainer's log starts after the measurement before training.
+        if is_number(before) and lines.get("unseen") and "eval_loss" in keys and lines["unseen"][0][0] > 0:
+            lines["unseen"].insert(0, (0, before))
         lines = {legend: points for legend, points in lines.items() if points}
         ceiling = metrics.get("ceiling_accuracy") if title.startswith("Accuracy") else None
         if lines:
@@ -528,7 +533,11 @@ def _curves(
 
         for legend, points in lines.items():
             marker = "o" if len(points) < 2 or legend == "unseen" else None
-            axes.plot(*zip(*points, strict=True), color=colours[legend], marker=marker, markersize=2.6, linewidth=1.3)
+            # A line through two measurements would claim a course that nobody measured.
+            width = 0 if legend == "unseen" and len(points) < 3 else 1.3
+            axes.plot(
+                *zip(*points, strict=True), color=colours[legend], marker=marker, markersize=2.6, linewidth=width
+            )
         if ceiling is not None:
             axes.axhline(ceiling, color=INK, linewidth=0.8, dashes=(3, 3))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))

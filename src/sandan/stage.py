@@ -138,7 +138,9 @@ def read_result(folder: str | Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: not there; run `make {path.parent.name} RECIPE={path.parent.parent.name}` first") from None
+        raise UserError(
+            f"{path}: not there; run `make {path.parent.name} RECIPE={path.parent.parent.name}` first"
+        ) from None
     except ValueError as error:
         raise UserError(f"{path}: broken ({error}); run that stage again") from None
 

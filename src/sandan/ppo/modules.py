@@ -12,6 +12,8 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
+from ..generation import neutral_generation
+
 
 def forward_inputs(model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
     """What a left-padded batch needs so that each row gives what it would give alone.
@@ -108,17 +110,9 @@ class PolicyAndValue(nn.Module):
         return logprobs, entropies, token_values(self.value_model, input_ids, attention_mask, responses.shape[1])
 
     def generate(self, **kwargs) -> torch.Tensor:
-        """The policy's `generate`, a method of the root so that FSDP can gather the root's weights around it.
-
-        Settings that a call leaves unset come from the model's own `generation_config`, repetition penalty and all;
-        it is set aside for the call.
-        """
-        model = self.policy.get_base_model() if isinstance(self.policy, PeftModel) else self.policy
-        own, model.generation_config = model.generation_config, GenerationConfig()
-        try:
+        """The policy's `generate`, a method of the root so that FSDP can gather the root's weights around it."""
+        with neutral_generation(self.policy.get_base_model() if isinstance(self.policy, PeftModel) else self.policy):
             return self.policy.generate(**kwargs)
-        finally:
-            model.generation_config = own
 
     def activation_checkpointing_enable(self, **kwargs) -> None:
         self.policy.activation_checkpointing_enable(**kwargs)
