@@ -19,8 +19,8 @@ class RankArguments:
 
     output_dir: str = field(metadata={"help": "Folder of judgements.jsonl, preferences_*.jsonl and result.json."})
     candidates_file: str = field(metadata={"help": "JSONL with prompt_id, prompt, candidates."})
-    annotators: int = field(default=3, metadata={"help": "Number of simulated rankers."})
-    overlap_share: float = field(default=0.1, metadata={"help": "Share of prompts that two rankers judge."})
+    annotators: int = field(default=5, metadata={"help": "Number of simulated rankers."})
+    judgements_per_prompt: int = field(default=2, metadata={"help": "How many of them rank each prompt's answers."})
     ranker_agreement: float = field(default=0.75, metadata={"help": "Share of pairs two rankers order alike."})
     held_out_share: float = field(default=0.1, metadata={"help": "Share of prompts kept for reward-model evaluation."})
     seed: int = field(default=0, metadata={"help": "Seed of the rankers' noise and of the split."})
@@ -30,6 +30,8 @@ class RankArguments:
             raise ValueError(
                 f"ranker_agreement: {self.ranker_agreement}; two rankers agree in more than 0.5, less than 1"
             )
+        if not 1 <= self.judgements_per_prompt <= self.annotators:
+            raise ValueError(f"judgements_per_prompt: {self.judgements_per_prompt} of {self.annotators} annotators")
 
 
 def main(args, stage):
@@ -46,8 +48,7 @@ def main(args, stage):
     rng = random.Random(args.seed)
     judgements = []
     for row, scores in zip(rows, utilities, strict=True):
-        shown_to = 2 if rng.random() < args.overlap_share and args.annotators > 1 else 1
-        for annotator in rng.sample(range(args.annotators), shown_to):
+        for annotator in rng.sample(range(args.annotators), args.judgements_per_prompt):
             order = rng.sample(range(len(scores)), len(scores))
             judgements.append(
                 {

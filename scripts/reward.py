@@ -17,12 +17,13 @@ from sandan.cli import run
 
 
 def main(args, config, model_args, data, stage):
-    from trl import RewardTrainer, get_peft_config
+    from trl import get_peft_config
 
     from sandan.data import load_data
     from sandan.models import load_tokenizer, model_init_kwargs, require_model
     from sandan.ranking import prompt_id
     from sandan.reward import check_disjoint, evaluate_pairs, gate, init_head
+    from sandan.reward_trainer import GroupedRewardTrainer
     from sandan.training import count_dropped, train_and_save
 
     path = require_model(model_args.model_name_or_path, stage)
@@ -35,7 +36,7 @@ def main(args, config, model_args, data, stage):
         train = train.remove_columns("margin")
         held_out = held_out.remove_columns("margin") if held_out is not None else None
     config.model_init_kwargs = model_init_kwargs(model_args, config.model_init_kwargs)
-    trainer = RewardTrainer(
+    trainer = GroupedRewardTrainer(
         path,
         config,
         train_dataset=train,

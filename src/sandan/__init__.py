@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .ppo import PPOConfig, PPOTrainer
 
+__version__ = "0.1.0"
 __all__ = ["PPOConfig", "PPOTrainer"]
 
 

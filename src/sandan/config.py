@@ -5,9 +5,13 @@ valid name: unknown or misspelt keys, abbreviations, duplicate keys, wrong types
 and tokens (which belong in the environment, never in a file or on a command line).
 """
 
+import contextlib
 import dataclasses
 import difflib
+import json
+import math
 import os
+import re
 import sys
 import types
 import typing
@@ -41,6 +45,23 @@ REMOVED_KEYS = {
     "warmup_ratio": "warmup_steps (a value below 1 is a ratio)",
 }
 TOKEN_KEYS = {"hub_token", "token", "hf_token", "push_to_hub_token"}
+
+# Smallest value of numbers whose type alone would let nonsense through.
+SMALLEST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "batch_size": 1,
+    "max_length": 1,
+    "max_new_tokens": 1,
+    "annotators": 1,
+    "learning_rate": 0,
+    "num_train_epochs": 0,
+    "temperature": 0,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "seed": 0,
+}
 
 
 class StrictParser(TrlParser):
@@ -76,22 +97,31 @@ class StrictParser(TrlParser):
         arguments = list(sys.argv[1:] if argv is None else argv)
         config_path, arguments = split_config_option(arguments)
         for argument in arguments:
-            key = argument.removeprefix("--").partition("=")[0]
+            key = argument.removeprefix("--").partition("=")[0].replace("-", "_")
             if argument.startswith("--") and key in TOKEN_KEYS:
                 raise UserError(_token_message(f"command line: --{key}"))
+            if argument.startswith("--") and argument.partition("=")[0] not in self._option_string_actions:
+                # Before argparse would complain about what is missing: the misspelt option may be it.
+                self._unknown("command line", argument.partition("=")[0], prefix="--")
+        lines: dict[str, int] = {}
         if config_path is not None:
-            self.set_defaults_with_config(**self._read_config(config_path))
-        _, unknown = self.parse_known_args(arguments)
+            values, lines = self._read_config(config_path)
+            self.set_defaults_with_config(**values)
+        namespace, unknown = self.parse_known_args(arguments)
         if unknown:
             option = next((word for word in unknown if word.startswith("-")), unknown[0])
             self._unknown("command line", option.partition("=")[0], prefix="--")
         place = f"{config_path} and the command line" if config_path else "command line"
+        given = {argument.removeprefix("--").partition("=")[0].replace("-", "_") for argument in arguments}
+        for key, value in vars(namespace).items():
+            from_file = key in lines and key not in given
+            _check_value(value, key, f"{config_path}:{lines[key]}: {key}" if from_file else f"command line: --{key}")
         try:
             return self.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)
         except (ValueError, TypeError, ImportError) as error:
             raise UserError(f"{place}: {' '.join(str(error).split())}") from error
 
-    def _read_config(self, path: str) -> dict[str, Any]:
+    def _read_config(self, path: str) -> tuple[dict[str, Any], dict[str, int]]:
         values, lines = read_yaml(path)
         environment = values.pop("env", None) or {}
         if not isinstance(environment, dict):
@@ -110,10 +140,10 @@ class StrictParser(TrlParser):
             choices = next((action.choices for action in self._actions if action.dest == key), None)
             if choices and value is not None and value not in choices:
                 raise UserError(f"{place}: {key}: expected one of {', '.join(map(str, choices))}, found {value!r}")
-        return values
+        return values, lines
 
     def _unknown(self, place: str, key: str, prefix: str = "") -> NoReturn:
-        name = key.removeprefix("--")
+        name = key.removeprefix("--").replace("-", "_")
         if name in REMOVED_KEYS:
             raise UserError(f"{place}: {key}: removed from this release; use {REMOVED_KEYS[name]}")
         close = difflib.get_close_matches(name, self.hints, n=1, cutoff=0.6)
@@ -151,6 +181,8 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
         if root is not None:
             _refuse_duplicates(root, path)
         values = yaml.safe_load(text)
+    except RecursionError:
+        raise UserError(f"{path}: not valid YAML: an alias that holds itself") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -160,17 +192,21 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
     return values, {key.value: key.start_mark.line + 1 for key, _ in root.value}
 
 
-def _refuse_duplicates(node: yaml.Node, path: str | Path) -> None:
+def _refuse_duplicates(node: yaml.Node, path: str | Path, top: bool = True) -> None:
+    """Refuse keys given twice, and top-level keys that are not plain names (numbers, lists, `<<`)."""
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode) or (top and key.tag != "tag:yaml.org,2002:str"):
+                shown = key.value if isinstance(key, yaml.ScalarNode) else "[...]"
+                raise UserError(f"{path}:{line}: {shown}: not a valid key; expected a plain name")
             if key.value in seen:
                 raise UserError(f"{path}:{line}: {key.value}: given twice (first on line {seen[key.value]}); keep one")
             seen[key.value] = line
     children = [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else node.value
     for child in children if isinstance(node, yaml.CollectionNode) else ():
-        _refuse_duplicates(child, path)
+        _refuse_duplicates(child, path, top=False)
 
 
 def check_type(value: Any, hint: Any, place: str) -> Any:
@@ -203,10 +239,10 @@ def _match(value: Any, hint: Any, place: str) -> tuple[bool, Any]:
             return False, value
         items = [_match(item, arguments[0], f"{place}[{index}]") for index, item in enumerate(value)]
         return all(matched for matched, _ in items), [converted for _, converted in items]
-    if origin is dict:
-        return isinstance(value, dict), value
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return True, _match_dataclass(value, hint, place)
+    if dict in (origin, hint):
+        return isinstance(value, dict), _read_numbers(value)
+    if dataclasses.is_dataclass(hint):
+        return (True, _match_dataclass(value, hint, place)) if isinstance(value, dict) else (False, value)
     return _match_scalar(value, hint)
 
 
@@ -223,6 +259,32 @@ def _match_scalar(value: Any, hint: Any) -> tuple[bool, Any]:
     if hint in (int, float, str, bool, dict, list):
         return type(value) is hint, value
     return True, value
+
+
+def _read_numbers(value: Any) -> Any:
+    """Numbers inside a mapping that YAML 1.1 reads as text (`min_lr: 1e-6`) as numbers."""
+    if isinstance(value, dict):
+        return {key: _read_numbers(item) for key, item in value.items()}
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value) else value
+
+
+def _check_value(value: Any, key: str, place: str) -> None:
+    """Refuse tokens at any depth of a value, NaN, and numbers below their smallest sensible value."""
+    if isinstance(value, str) and value.startswith("{"):
+        # A mapping on the command line is JSON; dataclasses read it, and complain about it, later.
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    if isinstance(value, (dict, list)):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if name in TOKEN_KEYS and item is not None:
+                raise UserError(_token_message(f"{place}: {name}"))
+            _check_value(item, "", f"{place}: {name}")
+    elif isinstance(value, (int, float)):
+        smallest = SMALLEST.get(key, -math.inf)
+        if math.isnan(value) or value < smallest:
+            raise UserError(
+                f"{place}: expected a number{f', {smallest} or more' if key in SMALLEST else ''}, found {value}"
+            )
 
 
 def _match_dataclass(value: dict[str, Any], hint: type, place: str) -> dict[str, Any]:

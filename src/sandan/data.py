@@ -5,11 +5,13 @@ A recipe names its data as TRL does (`datasets:` with `path`, `name`, `data_file
 `--eval_data_files` replace them by local files (JSONL, JSON, CSV, Parquet, plain text; gzip too).
 """
 
+import glob
 import gzip
 import hashlib
 import json
 import logging
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 SHOWN_PROBLEMS = 20
+CONVERSATIONS = ("messages", "prompt", "completion", "chosen", "rejected")
+WRITTEN_BY_PEOPLE = ("text", "messages", "prompt", "completion")
 STREAM_HELD_OUT_ROWS = 500
 
 
@@ -55,6 +59,8 @@ class DataArguments(DatasetMixtureConfig):
     )
 
     def __post_init__(self):
+        if self.test_split_size is not None:
+            raise UserError("test_split_size: use held_out_share (it keeps all rows of one prompt on one side)")
         if self.data_files:
             # The recipe's eval_datasets belong to its datasets, not to these files.
             self.datasets, self.eval_datasets = [_local_source(self.data_files)], []
@@ -62,6 +68,8 @@ class DataArguments(DatasetMixtureConfig):
             self.eval_datasets = [_local_source(self.eval_data_files)]
         self.eval_datasets = [DatasetConfig(**one) if isinstance(one, dict) else one for one in self.eval_datasets]
         super().__post_init__()
+        if any(one.fraction is not None and not one.fraction > 0 for one in [*self.datasets, *self.eval_datasets]):
+            raise UserError("datasets: fraction: expected a share above 0; remove the source instead")
 
 
 def _local_source(files: Sequence[str]) -> DatasetConfig:
@@ -123,7 +131,10 @@ def _load_mixture(mixture: DatasetMixtureConfig, stage: Stage, columns: Sequence
 
     for source in mixture.datasets:
         for file in local_files(source):
-            stage.add_input(file)
+            if Path(stage.add_input(file)).is_dir():
+                raise UserError(f"{file}: is a folder; name its files, as in {file}/*.jsonl")
+            if Path(file).stat().st_size == 0:
+                raise UserError(f"{file}: empty; expected {describe_columns(columns)}")
             if Path(file.removesuffix(".gz")).suffix == ".jsonl":
                 check_jsonl(file, columns)
     names = ", ".join(f"{source.path} {source.data_files or source.name or ''}".strip() for source in mixture.datasets)
@@ -139,7 +150,7 @@ def _load_mixture(mixture: DatasetMixtureConfig, stage: Stage, columns: Sequence
                 streams, [weight / sum(odds) for weight in odds], seed=stage.seed, stopping_strategy="all_exhausted"
             )
         dataset = get_dataset(mixture)["train"]
-    except (DatasetGenerationError, DatasetNotFoundError, OSError, ValueError) as error:
+    except (DatasetGenerationError, DatasetNotFoundError, OSError, ValueError, ArithmeticError) as error:
         cause = error.__cause__ or error
         raise UserError(f"{names}: cannot be loaded: {' '.join(str(cause).split())[:300]}") from error
     if not mixture.streaming:
@@ -147,11 +158,27 @@ def _load_mixture(mixture: DatasetMixtureConfig, stage: Stage, columns: Sequence
             raise UserError(f"{names}: no rows")
         if not any(set(wanted) <= set(dataset.column_names) for wanted in columns):
             raise UserError(f"{names}: columns {dataset.column_names}, expected {describe_columns(columns)}")
+        _refuse_nulls(dataset, next(wanted for wanted in columns if set(wanted) <= set(dataset.column_names)), names)
     return dataset
 
 
+def _refuse_nulls(dataset: "Dataset", wanted: Sequence[str], names: str) -> None:
+    """`datasets` fills a column that a row lacks with None; a trainer would fail on it much later."""
+    for name in wanted:
+        kind = getattr(dataset.features[name], "dtype", None)
+        if kind is not None and kind not in ("string", "large_string") and name in ("text", *CONVERSATIONS):
+            raise UserError(
+                f"{names}: column {name}: expected text{' or chat turns' * (name != 'text')}, found {kind}"
+            )
+        if not dataset.data.column(name).null_count:
+            continue
+        for number, value in enumerate(dataset[name], start=1):
+            if value is None:
+                raise UserError(f"{names}: row {number}: column {name} is empty (null)")
+
+
 def local_files(source: DatasetConfig) -> list[str]:
-    """The local files that a dataset entry names (none for a Hub name). Globs are left to `datasets`."""
+    """The local files that a dataset entry names, globs expanded (none for a Hub name)."""
     if source.path not in {*BUILDERS.values()} or source.data_files is None:
         return []
     files = source.data_files
@@ -162,7 +189,9 @@ def local_files(source: DatasetConfig) -> list[str]:
         if isinstance(files, dict)
         else files
     )
-    return [file for file in files if "://" not in file and "*" not in file]
+    return [
+        match for file in files if "://" not in file for match in sorted(glob.glob(file, recursive=True)) or [file]
+    ]
 
 
 def check_jsonl(path: str | Path, columns: Sequence[Sequence[str]] = ((),)) -> int:
@@ -176,13 +205,16 @@ def check_jsonl(path: str | Path, columns: Sequence[Sequence[str]] = ((),)) -> i
         UserError: the first problems as `file:line: problem` and how many more there are.
     """
     rows, problems, count = 0, [], 0
-    for line_number, problem in _jsonl_problems(path, columns):
-        if problem is None:
-            rows += 1
-            continue
-        count += 1
-        if count <= SHOWN_PROBLEMS:
-            problems.append(f"{path}:{line_number}: {problem}")
+    try:
+        for line_number, problem in _jsonl_problems(path, columns):
+            if problem is None:
+                rows += 1
+                continue
+            count += 1
+            if count <= SHOWN_PROBLEMS:
+                problems.append(f"{path}:{line_number}: {problem}")
+    except (EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
     if problems:
         more = f" (and {count - 1:,} more)" if count > 1 else ""
         for problem in problems[1:]:
@@ -194,6 +226,7 @@ def check_jsonl(path: str | Path, columns: Sequence[Sequence[str]] = ((),)) -> i
 
 
 def _jsonl_problems(path: str | Path, columns: Sequence[Sequence[str]]) -> Iterator[tuple[int, str | None]]:
+    first: dict[str, type] = {}
     opener = gzip.open if str(path).endswith(".gz") else open
     with opener(path, "rb") as stream:
         for line_number, line in enumerate(stream, start=1):
@@ -210,10 +243,52 @@ def _jsonl_problems(path: str | Path, columns: Sequence[Sequence[str]]) -> Itera
                 continue
             if not isinstance(row, dict):
                 yield line_number, f"expected a JSON object, found {type(row).__name__}"
-            elif not any(all(row.get(name) is not None for name in wanted) for wanted in columns):
-                yield line_number, f"columns {sorted(row)}, expected {describe_columns(columns)}"
-            else:
-                yield line_number, None
+                continue
+            # Every row must have the columns of the first one, in the same form (text or turns).
+            accepted = [tuple(first)] if first else columns
+            wanted = next((one for one in accepted if all(row.get(name) is not None for name in one)), None)
+            if wanted is None:
+                shown = sorted(name if value is not None else f"{name} (null)" for name, value in row.items())
+                yield line_number, f"columns {shown}, expected {describe_columns(accepted)}"
+                continue
+            problem = None
+            if b"\\u" in line and wanted:
+                # Answers that a model sampled may hold NUL: every byte is a token of it.
+                written = [row[name] for name in wanted if name in WRITTEN_BY_PEOPLE]
+                problem = _wrong_character(written, nul=True) or _wrong_character(row, nul=False)
+            problem = problem or next((text for name in wanted if (text := _wrong_value(name, row[name]))), None)
+            for name, kind in first.items():
+                if problem is None and type(row[name]) is not kind:
+                    problem = f"{name}: {type(row[name]).__name__}, but {kind.__name__} in the rows before"
+            if not first and problem is None:
+                first = {name: type(row[name]) for name in wanted}
+            yield line_number, problem
+
+
+def _wrong_character(value: Any, nul: bool) -> str | None:
+    """What only an escape can write into JSON: half a character (no file can hold it), and NUL where `nul` is true."""
+    if isinstance(value, (dict, list)):
+        items = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        return next((problem for item in items if (problem := _wrong_character(item, nul))), None)
+    found = re.search("[\x00\ud800-\udfff]" if nul else "[\ud800-\udfff]", value) if isinstance(value, str) else None
+    if found is None:
+        return None
+    return "holds a NUL character" if found[0] == "\0" else f"holds half a surrogate pair (\\u{ord(found[0]):x})"
+
+
+def _wrong_value(name: str, value: Any) -> str | None:
+    if name == "text" or (name in CONVERSATIONS and not isinstance(value, (str, list))):
+        return None if isinstance(value, str) else f"{name}: expected text, found {type(value).__name__}"
+    if name not in CONVERSATIONS or (isinstance(value, str) and name != "messages"):
+        return None
+    if isinstance(value, str) or not value:
+        return f"{name}: expected a list of turns, found {value!r:.40}"
+    for turn in value:
+        if not (isinstance(turn, dict) and isinstance(turn.get("role"), str) and "content" in turn):
+            return f"{name}: expected turns of role and content, found {turn!r:.40}"
+        if not isinstance(turn["content"], str) and "tool_calls" not in turn:
+            return f"{name}: content: expected text, found {turn['content']!r:.40}"
+    return None
 
 
 def read_jsonl(path: str | Path, columns: Sequence[Sequence[str]] = ((),)) -> list[dict[str, Any]]:

@@ -38,8 +38,10 @@ def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> str:
 
 def encode_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt]) -> list[list[int]]:
     """Token ids of rendered prompts. A chat template writes its own special tokens; plain text gets the tokenizer's."""
+    if not prompts:
+        return []
     texts = [render_prompt(tokenizer, prompt) for prompt in prompts]
-    plain = bool(prompts) and isinstance(prompts[0], str)
+    plain = isinstance(prompts[0], str)
     return tokenizer(texts, add_special_tokens=plain)["input_ids"]
 
 

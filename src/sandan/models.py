@@ -22,12 +22,14 @@ def require_model(path: str | None, stage: Stage, key: str = "model_name_or_path
         raise UserError(f"{key}: missing; name an earlier stage's folder or a Hub model")
     folder = Path(path)
     if folder.is_dir():
-        if not any(
-            (folder / name).is_file() for name in ("config.json", "tokenizer_config.json", "adapter_config.json")
-        ):
-            raise UserError(f"{path}: {key}: no config.json in it; the stage that writes it did not finish")
+        if key.startswith("tokenizer"):
+            wanted = ("tokenizer_config.json", "config.json")
+        else:
+            wanted = ("config.json", "adapter_config.json")
+        if not any((folder / name).is_file() for name in wanted):
+            raise UserError(f"{path}: {key}: no {wanted[0]} in it; another folder, or its stage did not finish")
         stage.add_input(folder)
-    elif folder.parts[0] in ("outputs", ".", "..", "/") or len(folder.parts) > 2:
+    elif folder.parts[0] == "outputs" or path[0] in "./~" or len(folder.parts) > 2:
         hint = f"; run `make {folder.name} RECIPE={folder.parent.name}` first" if folder.parts[0] == "outputs" else ""
         raise UserError(f"{path}: {key}: no such folder{hint}")
     else:
@@ -103,9 +105,10 @@ def load_reward_model(path: str, device: str | None = None) -> "PreTrainedModel"
 
 def _load(auto_model: Any, path: str, device: str | None, **kwargs) -> "PreTrainedModel":
     from accelerate import PartialState
+    from safetensors import SafetensorError
 
     try:
         model = auto_model.from_pretrained(path, **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: no model can be loaded: {str(error).splitlines()[0]}") from error
     return model.to(device or PartialState().device).eval()

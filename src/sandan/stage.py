@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from . import __version__
 from .errors import UserError
 
 
@@ -33,7 +34,7 @@ CHAIN = (
     "evaluate",
     "report",
 )
-VERSIONED = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "tokenizers", "sandan")
+VERSIONED = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "tokenizers")
 RESULT, RECIPE = "result.json", "recipe.yaml"
 
 
@@ -68,22 +69,34 @@ class Stage:
         Raises:
             UserError: if the folder holds something that this stage of this recipe did not write.
         """
+        # Only the process that writes looks: another one could meet a folder half made.
+        if not is_main_process():
+            return self
         owner = self.output_dir / RECIPE
         if self.output_dir.is_file():
             raise UserError(f"{self.output_dir}: is a file; give another --output_dir")
         if self.output_dir.is_dir() and any(self.output_dir.iterdir()):
-            found = yaml.safe_load(owner.read_text(encoding="utf-8")) if owner.is_file() else {}
+            try:
+                found = yaml.safe_load(owner.read_text(encoding="utf-8")) if owner.is_file() else {}
+            except (ValueError, yaml.YAMLError):
+                found = {}
             found = found if isinstance(found, dict) else {}
             if (found.get("recipe"), found.get("stage")) != (self.recipe, self.name):
-                holds = f"recipe {found['recipe']!r}, stage {found['stage']!r}" if "stage" in found else "other files"
+                holds = (
+                    f"recipe {found.get('recipe')!r}, stage {found['stage']!r}" if "stage" in found else "other files"
+                )
                 raise UserError(
                     f"{self.output_dir}: holds {holds}, not recipe {self.recipe!r}, stage {self.name!r}; "
                     "nothing was changed: give another --output_dir or remove the folder"
                 )
-        if is_main_process():
+        try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             (self.output_dir / RESULT).unlink(missing_ok=True)
             write_text(owner, yaml.safe_dump({"recipe": self.recipe, "stage": self.name, **self.config}))
+        except OSError as error:
+            raise UserError(
+                f"{self.output_dir}: cannot be written ({error.strerror}); give another --output_dir"
+            ) from None
         return self
 
     def add_input(self, path: str | Path) -> Path:
@@ -101,7 +114,10 @@ class Stage:
         elif path.is_file():
             self.inputs[str(path)] = sha256(path)
         else:
-            raise UserError(f"{path}: no such file or folder")
+            parts = path.parts
+            earlier = parts[0] == "outputs" and len(parts) > 2
+            hint = f"; run `make {parts[2]} RECIPE={parts[1]}` first" if earlier else ""
+            raise UserError(f"{path}: no such file or folder{hint}")
         return path
 
     def finish(self, metrics: dict[str, Any], device: str = "cpu") -> None:
@@ -116,7 +132,8 @@ class Stage:
             "wall_seconds": round(time.monotonic() - self.started_seconds, 2),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "device": describe_device(device),
-            "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in VERSIONED},
+            "versions": {"python": platform.python_version(), "sandan": __version__}
+            | {name: metadata.version(name) for name in VERSIONED},
             "inputs": self.inputs,
             "config": self.config,
         }
@@ -136,7 +153,10 @@ def read_result(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / RESULT
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(result, dict):
+            raise ValueError("not a JSON object")  # noqa: TRY004
+        return result
     except FileNotFoundError:
         raise UserError(
             f"{path}: not there; run `make {path.parent.name} RECIPE={path.parent.parent.name}` first"
@@ -147,10 +167,13 @@ def read_result(folder: str | Path) -> dict[str, Any]:
 
 def effective_config(values: tuple[Any, ...]) -> dict[str, Any]:
     """The settings of all parsed dataclasses in one JSON-able mapping; tokens are left out."""
+    # `TrainingArguments.to_dict` masks every `..._token`; these are settings, all others secrets.
+    settings = ("eos_token", "pad_token", "stop_token")
     config: dict[str, Any] = {}
     for value in values:
         config |= value.to_dict() if hasattr(value, "to_dict") else dataclasses.asdict(value)
-    config = {key: item for key, item in config.items() if not key.endswith("_token") or key == "stop_token"}
+        config |= {name: getattr(value, name) for name in settings if hasattr(value, name)}
+    config = {key: item for key, item in config.items() if not key.endswith("_token") or key in settings}
     return json.loads(json.dumps(config, default=str))
 
 

@@ -1,0 +1,71 @@
+"""A tokenizer and a model small enough to build in code, and the way a user runs a script."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent
+TEXTS = ("The cow eats grass.", "The frog lives in the pond.", "牛は草を食べます。", "蛙は池に住んでいます。")
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+
+os.environ.update(OFFLINE)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_dataset_cache(tmp_path_factory):
+    os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from sandan.tokenization import train_tokenizer
+
+    return train_tokenizer(TEXTS * 20, vocab_size=320)
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tokenizer):
+    """Sizes of a two-layer Llama with the tokenizer's vocabulary."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.5,
+        num_labels=1,
+    )
+
+
+@pytest.fixture
+def model(tiny_config):
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(tiny_config).eval()
+
+
+@pytest.fixture(scope="session")
+def run_script():
+    """`run_script("sft", "--help", cwd=...)` runs `python scripts/sft.py --help` as a user does."""
+
+    def run(stage, *args, cwd=ROOT, python=()):
+        command = [sys.executable, *python, str(ROOT / "scripts" / f"{stage}.py"), *map(str, args)]
+        environment = os.environ | OFFLINE
+        return subprocess.run(
+            command, check=False, cwd=cwd, env=environment, capture_output=True, encoding="utf-8", timeout=300
+        )
+
+    return run

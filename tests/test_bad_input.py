@@ -1,0 +1,100 @@
+"""Mistakes through the real scripts: exit code 2, one line that says what to do, and nothing overwritten."""
+
+import copy
+import json
+import re
+import shutil
+
+import pytest
+from conftest import ROOT
+from transformers import LlamaForCausalLM
+
+from sandan.data import write_jsonl
+
+
+pytestmark = pytest.mark.slow
+
+RECIPES = ROOT / "recipes" / "tiny"
+ROWS = [{"prompt": [{"role": "user", "content": "Q"}], "completion": [{"role": "assistant", "content": "A"}]}] * 8
+
+
+@pytest.fixture
+def here(tmp_path, tokenizer, model):
+    """A folder with good data and an earlier stage's model, as the tiny recipes name them."""
+    (tmp_path / "data").mkdir()
+    for name in ("sft", "sft_eval"):
+        write_jsonl(tmp_path / "data" / f"{name}.jsonl", ROWS)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "outputs" / "tiny" / "pretrain")
+    return tmp_path
+
+
+@pytest.fixture
+def refusal(run_script, here):
+    """The one error line of a script that must fail; files that were there before must be as they were."""
+
+    def run(stage, *args):
+        before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+        done = run_script(stage, "--config", RECIPES / f"{stage}.yaml", *args, cwd=here)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and done.stderr.rstrip().endswith(lines[0])
+        assert {path: path.read_bytes() for path in before} == before
+        assert not list(here.rglob("out*/result.json"))
+        return lines[0].removeprefix("error: ")
+
+    return run
+
+
+def test_missing_data_file(refusal):
+    assert refusal("sft", "--data_files", "no.jsonl") == "no.jsonl: no such file or folder"
+
+
+@pytest.mark.parametrize(
+    "tail, wanted",
+    [
+        ('{"prompt": "Q", "comple', r"data/sft.jsonl:9: not JSON .*; the line is cut off"),
+        ('{"question": "Q", "answer": "A"}\n', r"data/sft.jsonl:9: columns .*, expected prompt and completion"),
+    ],
+    ids=["truncated", "wrong column"],
+)
+def test_broken_data(tail, wanted, refusal, here):
+    with (here / "data" / "sft.jsonl").open("a") as stream:
+        stream.write(tail)
+    assert re.match(wanted, refusal("sft"))
+
+
+def test_vocabulary_of_another_tokenizer(refusal, here, tiny_config):
+    smaller = copy.deepcopy(tiny_config)
+    smaller.vocab_size = 280
+    LlamaForCausalLM(smaller).save_pretrained(here / "outputs" / "tiny" / "pretrain")
+    assert "vocabulary mismatch: the tokenizer has 320 tokens, the model 280 rows" in refusal("sft")
+
+
+@pytest.mark.parametrize(
+    "stage, earlier, wanted",
+    [
+        ("sft", "pretrain", "run `make pretrain RECIPE=tiny` first"),
+        ("rank", None, "run `make candidates RECIPE=tiny`"),
+    ],
+)
+def test_earlier_stage_that_has_not_run(stage, earlier, wanted, refusal, here):
+    if earlier:
+        shutil.rmtree(here / "outputs" / "tiny" / earlier)
+    assert wanted in refusal(stage)
+
+
+def test_folder_of_another_recipe(refusal, here):
+    folder = here / "mine"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text("recipe: other\nstage: sft\n")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "result.json").write_text(json.dumps({}))
+    message = refusal("sft", "--output_dir", "mine")
+    assert message.startswith("mine: holds recipe 'other', stage 'sft'") and "nothing was changed" in message
+
+
+def test_folder_that_is_not_a_model(refusal, here, tokenizer):
+    tokenizer.save_pretrained(here / "only_tokenizer")
+    assert "no config.json in it" in refusal("sft", "--model_name_or_path", "only_tokenizer")
