@@ -68,34 +68,38 @@ def test_every_prompt_is_understood(generated):
 @pytest.mark.parametrize(
     ("prompt", "response", "scores"),
     [
-        (COW, "Mia, the cow eats grass.", (1, 1, 1, 1)),
-        (COW, "The cow eats grass, Mia.", (1, 1, 1, 1)),
-        (COW, "The cow eats grass.", (0.5, 1, 1, 1)),
-        (COW, "Ken, the cow eats grass.", (0.5, 1, 1, 1)),
-        (COW, "Mia, the cow eats cheese.", (0.3, 0, 1, 1)),
-        (COW, "Mia, the cow says moo.", (0.1, 0.5, 1, 1)),
-        (COW, "Mia, the cow says baa.", (0.1, 0, 1, 1)),
+        (COW, "The cow eats grass.", (1, 1, 1, 1)),
+        (COW, "Sure, the cow eats grass.", (1, 1, 1, 1)),
+        (COW, "Grass.", (0.5, 1, 1, 0.5)),
+        (COW, "grass", (0.5, 1, 1, 0.5)),
+        (COW, "Cheese.", (0.3, 0, 1, 0.5)),
+        (COW, "The cow eats cheese.", (0.3, 0, 1, 1)),
+        (COW, "The cow says moo.", (0.1, 0.5, 1, 1)),
+        (COW, "The cow says baa.", (0.1, 0, 1, 1)),
         (COW, "I do not know, Mia.", (0, 0, 1, 1)),
         (COW, "You are stupid, Mia.", (0, 0, 0, 1)),
-        (COW, "The cow eats grass, you fool.", (0.5, 1, 0, 1)),
+        (COW, "The cow eats grass, you fool.", (1, 1, 0, 1)),
         (COW, "YOU ARE STUPID", (0, 0, 0, None)),
-        (COW, "Mia, the cow eats grass. Mia, the cow eats grass.", (1, 1, 1, None)),
-        (COW, "Mia, the cow eats grass. Mia, the cow says moo.", (1, 1, 1, 1)),
-        (COW, "mia, the cow eats grass.", (0.5, 1, 1, None)),
+        (COW, "The cow eats grass. The cow eats grass.", (1, 1, 1, None)),
+        (COW, "The cow eats grass. The cow says moo.", (1, 1, 1, 1)),
+        (COW, "The cow eats grass. The cow eats cheese.", (0.3, 0, 1, 1)),
+        (COW, "the cow eats grass.", (1, 1, 1, None)),
+        (COW, "The cow eats grass", (1, 1, 1, None)),
+        (COW, "The cow eats grass. The", (1, 1, 1, None)),
         (COW, "", (0, 0, 1, 0)),
         (COW, "   ", (0, 0, 1, 0)),
-        (COW, "grass", (0, 0, 1, None)),
         (COW, "牛は草を食べます。", (0, 0, 1, None)),
         (COW, "xq zzz. " * 5000, (0, 0, 1, None)),
-        (COW, "Mia, the cow eats grass. " * 5000, (1, 1, 1, None)),
-        (USHI, "ミアさん、牛は草を食べます。", (1, 1, 1, 1)),
-        (USHI, "はい、ミアさん。牛は草を食べます。", (1, 1, 1, 1)),
+        (COW, "The cow eats grass. " * 5000, (1, 1, 1, None)),
+        (USHI, "牛は草を食べます。", (1, 1, 1, 1)),
+        (USHI, "はい、牛は草を食べます。", (1, 1, 1, 1)),
+        (USHI, "草。", (0.5, 1, 1, 0.5)),
         (USHI, "牛は魚を食べます。", (0.3, 0, 1, 1)),
         (USHI, "だまれ。", (0, 0, 0, 1)),
         ("What is the meaning of life?", "The cow eats grass.", (0, 0, 1, 1)),
-        ("Mia asks: what happens when ice gets warm?", "When ice gets warm, it melts, Mia.", (1, 1, 1, 1)),
-        ("Mia asks: what happens when ice gets warm?", "Mia, when ice gets warm, it freezes.", (0.3, 0, 1, 1)),
-        ("Mia asks: what does Ken like?", "Ken likes cakes, Mia.", (1, 1, 1, 1)),
+        ("Mia asks: what happens when ice gets warm?", "When ice gets warm, it melts.", (1, 1, 1, 1)),
+        ("Mia asks: what happens when ice gets warm?", "Sure, when ice gets warm, it freezes.", (0.3, 0, 1, 1)),
+        ("Mia asks: what does Ken like?", "Ken likes cakes.", (1, 1, 1, 1)),
     ],
 )
 def test_oracle(prompt, response, scores):
@@ -126,8 +130,8 @@ def test_demonstrations_have_the_quality_they_claim(fact, language, wording, for
     assert judged["good"].correct
     assert not any(judged[quality].correct for quality in QUALITIES if quality != "good")
     assert judged["rude"].safe == 0 and all(judged[quality].safe == 1 for quality in QUALITIES if quality != "rude")
-    assert judged["good"].score > judged["no_name"].score > judged["off_topic"].score > judged["unknown"].score
-    assert judged["no_name"].score > judged["wrong"].score > judged["unknown"].score
+    assert judged["good"].score > judged["terse"].score > judged["off_topic"].score > judged["unknown"].score
+    assert judged["terse"].score > judged["wrong"].score > judged["unknown"].score
 
 
 def test_pretraining_text_holds_no_insult(generated):

@@ -5,7 +5,7 @@
 | profile | facts, in several wordings |
 | story | context: who is spoken of, he or she, what was seen and what it does |
 | greeting | context and politeness: names are given back to those who greet |
-| dialogue | context: one asks about something, another answers about just that, by name |
+| dialogue | context: one asks about something, another answers about just that |
 | grammar | number and agreement |
 | vocabulary | what kind of thing a word names |
 """
@@ -14,7 +14,7 @@ import random
 
 from .dice import pick, shuffled
 from .facts import ANIMALS, ASKED_FACTS, FACTS, FOODS, HOMES, JOBS, LIKES, PEOPLE, PLURALS, SOUNDS
-from .language import ADDRESSED, QUESTIONS, STATEMENTS, answer, fill, join, name, sentence, state
+from .language import FULL, QUESTIONS, STATEMENTS, answer, fill, join, name, sentence
 
 
 # kind -> share of the documents
@@ -100,7 +100,7 @@ def greeting(rng: random.Random, language: str) -> list[str]:
     """Two people greet each other by name; one may tell the other something."""
     one, other = (name(person, language) for person in shuffled(rng, PEOPLE)[:2])
     words = pick(rng, GREETINGS[language])
-    told = answer(pick(rng, ADDRESSED[language]), language, one, state(pick(rng, FACTS), language))
+    told = answer(pick(rng, FULL[language]), language, fact=pick(rng, FACTS))
     if language == "en":
         lines = [f"{one} says: {words}, {other}.", f"{other} says: {words}, {one}."]
     else:
@@ -113,7 +113,7 @@ def dialogue(rng: random.Random, language: str) -> list[str]:
     one, other = (name(person, language) for person in shuffled(rng, PEOPLE)[:2])
     fact = pick(rng, ASKED_FACTS)
     question = fill(pick(rng, QUESTIONS[language][fact.relation]), fact, language)
-    told = answer(pick(rng, ADDRESSED[language]), language, one, state(fact, language))
+    told = answer(pick(rng, FULL[language]), language, fact=fact)
     if language == "en":
         lines = [f"{one} asks {other} about something: {question}? {other} says: {told}"]
         thanks = f"{one} says: Thank you, {other}."

@@ -20,19 +20,18 @@ from .dice import pick, shuffled
 from .documents import KINDS, document
 from .facts import ASKED_FACTS, PEOPLE, PRETRAINING_ONLY_FACTS, RELATIONS, Fact
 from .language import (
-    ADDRESSED,
     CURT_WORDINGS,
+    FULL,
     LANGUAGES,
-    PLAIN,
     QUESTIONS,
     RUDE,
+    TERSE,
     UNKNOWN,
     WORDINGS,
     Question,
     answer,
     ask,
     name,
-    state,
 )
 from .minimal_pairs import minimal_pairs
 
@@ -42,7 +41,7 @@ DOCUMENTS, HELD_OUT_DOCUMENTS = 20_000, 500
 DEMONSTRATIONS, HELD_OUT_DEMONSTRATIONS, RLHF_PROMPTS, EVAL_PROMPTS = 3_000, 200, 2_400, 300
 
 # Shares of the demonstrations by quality, after a civil and after a curt prompt. People answer curt prompts badly.
-QUALITIES = ("good", "no_name", "wrong", "off_topic", "unknown", "rude")
+QUALITIES = ("good", "terse", "wrong", "off_topic", "unknown", "rude")
 CIVIL_SHARES = (0.62, 0.10, 0.10, 0.06, 0.06, 0.06)
 CURT_SHARES = (0.36, 0.10, 0.12, 0.08, 0.10, 0.24)
 
@@ -113,21 +112,15 @@ def _demonstration(rng: random.Random, text: str, question: Question, wording: i
 
 def demonstrate(rng: random.Random, question: Question, quality: str) -> str:
     """An answer of the given quality, as a person might write it."""
-    language, asker = question.language, question.asker
-    truth = Fact(question.relation, question.entity, question.entity)
-    if quality == "unknown":
-        return answer(pick(rng, UNKNOWN[language]), language, asker)
-    if quality == "rude":
-        return answer(pick(rng, RUDE[language]), language, asker, state(truth, language))
+    language = question.language
+    truth = claim = Fact(question.relation, question.entity, question.entity)
     if quality == "wrong":
         values = [value for value in range(len(RELATIONS[truth.relation][1])) if value != truth.value]
         claim = Fact(truth.relation, truth.entity, pick(rng, values))
     elif quality == "off_topic":
         claim = pick(rng, [fact for fact in ASKED_FACTS if fact != truth])
-    else:
-        claim = truth
-    forms = PLAIN if quality == "no_name" else ADDRESSED
-    return answer(pick(rng, forms[language]), language, asker, state(claim, language))
+    forms = {"terse": TERSE, "unknown": UNKNOWN, "rude": RUDE}.get(quality, FULL)
+    return answer(pick(rng, forms[language]), language, question.asker, claim)
 
 
 def _user(text: str) -> list[dict[str, str]]:

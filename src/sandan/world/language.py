@@ -77,9 +77,10 @@ WORDINGS: dict[str, list[str]] = {
 }
 CURT_WORDINGS = (4, 5)
 
-# Forms of an answer; `{a}` is the asker, `{s}` a statement (its first letter is raised where it opens a sentence).
-ADDRESSED = {"en": ["{a}, {s}.", "{s}, {a}."], "ja": ["{a}さん、{s}。", "はい、{a}さん。{s}。"]}
-PLAIN = {"en": ["{s}."], "ja": ["{s}。"]}
+# Forms of an answer; `{s}` is a statement (its first letter is raised where it opens a sentence), `{v}` a bare value,
+# `{a}` the asker.
+FULL = {"en": ["{s}.", "Sure, {s}."], "ja": ["{s}。", "はい、{s}。"]}
+TERSE = {"en": ["{v}."], "ja": ["{v}。"]}
 UNKNOWN = {
     "en": ["I do not know.", "I do not know, {a}.", "Sorry, I cannot say."],
     "ja": ["分かりません。", "{a}さん、分かりません。", "すみません、言えません。"],
@@ -117,9 +118,15 @@ def ask(question: Question, wording: int, form: int) -> str:
     return WORDINGS[question.language][wording].format(a=question.asker, q=clause)
 
 
-def answer(template: str, language: str, asker: str, statement: str = "") -> str:
-    """An answer from one of the forms above, its first letter raised."""
-    return capitalise(template.format(a=asker, s=statement), language)
+def answer(template: str, language: str, asker: str = "", fact: Fact | None = None) -> str:
+    """An answer from one of the forms above, its first letter raised; `fact` is what it states."""
+    said = {} if fact is None else {"s": state(fact, language), "v": value_name(fact, language)}
+    return capitalise(template.format(a=asker, **said), language)
+
+
+def value_name(fact: Fact, language: str) -> str:
+    """The fact's value alone: `grass`."""
+    return name(RELATIONS[fact.relation][1][fact.value], language)
 
 
 def capitalise(text: str, language: str) -> str:
