@@ -26,6 +26,13 @@ STAGES := tokenizer pretrain pretrain_mlm sft candidates rank reward ppo evaluat
 CHAIN := $(foreach stage,$(STAGES),$(if $(wildcard $(RECIPE_DIR)/$(stage).yaml),$(stage)))
 CPU_ONLY := tokenizer rank report
 
+ifeq ($(wildcard $(RECIPE_DIR)),)
+$(error RECIPE=$(RECIPE): no such recipe; there are: $(filter-out accelerate_configs,$(notdir $(wildcard recipes/*))))
+endif
+ifeq ($(wildcard recipes/accelerate_configs/$(LAUNCH).yaml),)
+$(error LAUNCH=$(LAUNCH): no such file; there are: $(basename $(notdir $(wildcard recipes/accelerate_configs/*.yaml))))
+endif
+
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -44,9 +51,10 @@ test: $(VENV)/.ready ## Set up, run every test, the embedded chain included
 	$(BIN)/python -m pytest
 
 .PHONY: setup
-setup: $(VENV)/.ready ## Make .venv and install the pinned packages
+setup: ## Make .venv and install the pinned packages (EXTRAS=dev,gpu adds more)
+	@rm -f $(VENV)/.ready
+	@$(MAKE) --no-print-directory $(VENV)/.ready
 
-# --extra-index-url is not needed: constraints.txt pins a torch whose CPU build pip finds by itself.
 $(VENV)/.ready: setup.cfg constraints.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned packages into $(VENV) (once, about 2 minutes)"
@@ -56,6 +64,7 @@ $(VENV)/.ready: setup.cfg constraints.txt pyproject.toml
 ##@ The chain
 .PHONY: chain
 chain: $(VENV)/.ready ## Run every stage of RECIPE, each only if something before it changed
+	$(if $(ARGS),$(error ARGS are for one stage, as in: make sft ARGS="$(ARGS)"))
 	@$(MAKE) --no-print-directory $(OUT)/report/result.json
 
 .PHONY: $(STAGES)
@@ -101,12 +110,12 @@ $(eval $(call stage_rule,evaluate,pretrain pretrain_mlm sft reward ppo))
 $(eval $(call stage_rule,report,$(filter-out report,$(STAGES))))
 
 .PHONY: seeds
-seeds: $(VENV)/.ready ## Run the whole chain once for each of SEEDS; keeps each report under outputs/<recipe>-seeds/
-	@mkdir -p $(OUT)-seeds
-	@for seed in $(SEEDS); do \
-		$(MAKE) --no-print-directory chain SEED=$$seed || failed="$${failed:-} $$seed"; \
-		cp $(OUT)/report/report.json $(OUT)-seeds/$$seed.json; \
-	done; test -z "$${failed:-}" || { echo "seeds that did not pass:$$failed"; exit 1; }
+seeds: $(SEEDS:%=$(OUT)-seeds/%.json) ## Run the whole chain for each of SEEDS and keep each report (-k goes on after a failure)
+
+$(OUT)-seeds/%.json: $(VENV)/.ready force
+	@mkdir -p $(@D)
+	@$(MAKE) --no-print-directory chain SEED=$*
+	@cp $(OUT)/report/report.json $@
 
 ##@ Development
 .PHONY: data

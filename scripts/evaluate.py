@@ -23,29 +23,30 @@ def main(args, data, stage):
     from sandan.stage import write_text
 
     paths = {name: getattr(args, f"{name}_model") for name in ("base", "sft", "ppo")}
-    for name, path in paths.items():
-        require_model(path, stage, f"{name}_model")
+    for name, path in {**paths, "reward": args.reward_model, "masked": args.masked_model}.items():
+        if path is not None:
+            require_model(path, stage, f"{name}_model")
     prompts, held_out = load_data(data, stage, columns=[("prompt",)])
     texts = read_jsonl(stage.add_input(args.text_file), columns=[("text",)]) if args.text_file else []
+    pairs = []
+    if args.minimal_pairs_file:
+        pairs = read_jsonl(stage.add_input(args.minimal_pairs_file), columns=[("skill", "good", "bad")])
     tokenizer = load_tokenizer(paths["sft"])
     # Where the data are split here (held_out_share), only the held-out side is unseen.
     rows = fitting_prompts((held_out or prompts).to_list(), tokenizer, args)
     models = {name: load_causal_lm(path) for name, path in paths.items()}
-    reward_model = (
-        load_reward_model(require_model(args.reward_model, stage, "reward_model")) if args.reward_model else None
-    )
+    reward_model = load_reward_model(args.reward_model) if args.reward_model else None
     comparison, samples = compare(models, tokenizer, rows, args, reward_model, [row["text"] for row in texts])
     write_text(stage.output_dir / "comparison.json", json.dumps(comparison, indent=1, ensure_ascii=False) + "\n")
     write_jsonl(stage.output_dir / "samples.jsonl", samples)
 
     metrics = {f"{row['model']}/{key}": value for row in comparison for key, value in row.items() if key != "model"}
-    if args.minimal_pairs_file:
-        pairs = read_jsonl(stage.add_input(args.minimal_pairs_file), columns=[("skill", "good", "bad")])
+    if pairs:
         base = models["base"]
         accuracy = minimal_pair_accuracy(pairs, tokenizer, lambda ids: log_probs(base, ids, [1] * len(ids)))
         metrics |= {f"minimal_pairs/clm/{skill}": share for skill, share in accuracy.items()}
         if args.masked_model:
-            masked = load_masked_lm(require_model(args.masked_model, stage, "masked_model"))
+            masked = load_masked_lm(args.masked_model)
             score = partial(pseudo_log_probs, masked, load_tokenizer(args.masked_model))
             accuracy = minimal_pair_accuracy(pairs, tokenizer, score)
             metrics |= {f"minimal_pairs/mlm/{skill}": share for skill, share in accuracy.items()}

@@ -35,6 +35,7 @@ def main(args, config, model_args, data, stage):
     if "margin" in train.column_names and not args.use_margin:
         train = train.remove_columns("margin")
         held_out = held_out.remove_columns("margin") if held_out is not None else None
+    model_args.lora_task_type = "SEQ_CLS"  # TRL's default is that of a language model
     config.model_init_kwargs = model_init_kwargs(model_args, config.model_init_kwargs)
     trainer = GroupedRewardTrainer(
         path,
@@ -44,7 +45,8 @@ def main(args, config, model_args, data, stage):
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
-    init_head(trainer.model.score, config.seed)
+    if not model_args.use_peft:
+        init_head(trainer.model.score, config.seed)
     dropped = count_dropped(train, trainer.train_dataset, config.max_length, "training pairs")
     metrics = train_and_save(trainer, stage) | {"dropped_rows": dropped}
     model = trainer.accelerator.unwrap_model(trainer.model)

@@ -143,7 +143,7 @@ def test_minimal_pairs_are_new_and_balanced(generated):
     pairs, seen = generated["minimal_pairs"], {row["text"] for row in generated["pretrain"]}
     assert not any({row["good"], row["bad"]} & seen for row in pairs)
     assert {row["skill"] for row in pairs} == {"grammar", "vocabulary", "common_sense", "context"}
-    assert len({(row["good"], row["bad"]) for row in pairs}) == len(pairs) == 800
+    assert len({(row["good"], row["bad"]) for row in pairs}) == len(pairs) == 480
 
 
 def test_facts_are_told_apart_by_every_statement_form():

@@ -50,8 +50,13 @@ def _run(main: Callable[..., None], dataclass_specs: tuple[str | type, ...], arg
     output_dir = Path(config["output_dir"])
     name = Path(config_path).stem if config_path else output_dir.name
     recipe = Path(config_path).resolve().parent.name if config_path else output_dir.resolve().parent.name
-    stage = Stage(name, recipe, output_dir, config.get("seed", 0), config).open()
-    main(*values, stage)
+    recipe_dir = Path(config_path).parent if config_path else None
+    stage = Stage(name, recipe, output_dir, config.get("seed", 0), config, recipe_dir=recipe_dir).open()
+    try:
+        main(*values, stage)
+    except UserError:
+        stage.restore()
+        raise
     if is_main_process():
         print(f"{stage.name}: done, see {stage.output_dir}/result.json")
         if stage.next_command():

@@ -1,5 +1,6 @@
 """Pretraining: documents into fixed-length blocks, a model from scratch or from a name, loss in nats and in bits."""
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +22,7 @@ class PretrainArguments:
     objective: Literal["clm", "mlm"] = field(
         default="clm", metadata={"help": "Causal (next token) or masked (hidden token) language modelling."}
     )
-    model_config: dict | None = field(
+    model_config: dict | str | None = field(
         default=None,
         metadata={
             "help": "From scratch: fields of any AutoConfig, `model_type` among them. Sizes not given keep its defaults."
@@ -31,6 +32,11 @@ class PretrainArguments:
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of tokens that `mlm` hides."})
 
     def __post_init__(self):
+        if isinstance(self.model_config, str):
+            try:
+                self.model_config = json.loads(self.model_config)
+            except ValueError as error:
+                raise ValueError(f"model_config: expected a JSON mapping on the command line ({error})") from None
         if self.block_size_tokens < 2:
             raise ValueError(f"block_size_tokens: {self.block_size_tokens} leaves nothing to predict; use 2 or more")
 

@@ -33,7 +33,7 @@ class GroupedSampler(Sampler[int]):
         return self.rows
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
         for group in torch.randperm(len(self.members), generator=generator).tolist():
             yield from self.members[group]
 

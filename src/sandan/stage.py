@@ -53,6 +53,7 @@ class Stage:
         output_dir (`Path`): where everything is written.
         seed (`int`): the run's seed.
         config (`dict`): effective settings, JSON types only.
+        recipe_dir (`Path`, *optional*): the folder of the recipe's YAML files.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Stage:
     seed: int
     config: dict[str, Any]
     inputs: dict[str, str] = field(default_factory=dict)
+    recipe_dir: Path | None = None
     started_seconds: float = field(default_factory=time.monotonic)
 
     def open(self) -> "Stage":
@@ -91,7 +93,9 @@ class Stage:
                 )
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            (self.output_dir / RESULT).unlink(missing_ok=True)
+            for path in (owner, self.output_dir / RESULT):
+                if path.is_file():
+                    path.replace(_aside(path))
             write_text(owner, yaml.safe_dump({"recipe": self.recipe, "stage": self.name, **self.config}))
         except OSError as error:
             raise UserError(
@@ -124,6 +128,7 @@ class Stage:
         """Write `result.json`, the last thing that a stage does."""
         if not is_main_process():
             return
+        self.begin_writing()
         result = {
             "stage": self.name,
             "recipe": self.recipe,
@@ -139,10 +144,25 @@ class Stage:
         }
         write_text(self.output_dir / RESULT, json.dumps(result, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
 
+    def begin_writing(self) -> None:
+        """Say that the folder's files change from here on: the earlier run's result no longer stands."""
+        for name in (RECIPE, RESULT):
+            _aside(self.output_dir / name).unlink(missing_ok=True)
+
+    def restore(self) -> None:
+        """Undo [`open`], unless writing has begun: a user's mistake leaves the earlier run as it was, and as old."""
+        if is_main_process():
+            for name in (RECIPE, RESULT):
+                if _aside(self.output_dir / name).is_file():
+                    _aside(self.output_dir / name).replace(self.output_dir / name)
+
     def next_command(self) -> str | None:
-        """The make target that comes after this stage, or None after the last."""
+        """The make target of the recipe's next stage, or None after the last."""
         later = CHAIN[CHAIN.index(self.name) + 1 :] if self.name in CHAIN else ()
-        return f"make {later[0]} RECIPE={self.recipe}" if later else None
+        for name in later:
+            if self.recipe_dir is None or (self.recipe_dir / f"{name}.yaml").is_file():
+                return f"make {name} RECIPE={self.recipe}"
+        return None
 
 
 def read_result(folder: str | Path) -> dict[str, Any]:
@@ -184,6 +204,10 @@ def sha256(path: Path) -> str:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.previous")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,14 +4,18 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
-from .stage import Stage
+from .stage import Stage, is_main_process
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 logger = logging.getLogger(__name__)
+
+# What Trainer.evaluate reports besides metrics.
+NOT_METRICS = ("_runtime", "_per_second", "_preparation_time", "epoch")
 
 
 def train_and_save(trainer: "Trainer", stage: Stage) -> dict[str, float]:
@@ -21,6 +25,7 @@ def train_and_save(trainer: "Trainer", stage: Stage) -> dict[str, float]:
         `train_loss`, `train_seconds`, `train_steps`, and `eval_*` after training, `eval_loss_before` among them.
     """
     before = trainer.evaluate()["eval_loss"] if trainer.eval_dataset is not None else None
+    stage.begin_writing()
     output = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     metrics = {
         "train_loss": output.training_loss,
@@ -29,14 +34,28 @@ def train_and_save(trainer: "Trainer", stage: Stage) -> dict[str, float]:
     }
     if before is not None:
         measured = trainer.evaluate()
-        metrics |= {
-            key: value for key, value in measured.items() if key.startswith("eval_") and "per_second" not in key
-        }
+        metrics |= {key: value for key, value in measured.items() if not key.endswith(NOT_METRICS)}
         metrics["eval_loss_before"] = before
     trainer.save_model()
+    merge_adapters(trainer.accelerator.unwrap_model(trainer.model), stage)
     trainer.save_state()
     logger.info("saved to %s", stage.output_dir)
     return metrics
+
+
+def merge_adapters(model: "PreTrainedModel | PeftModel", stage: Stage) -> None:
+    """Save a LoRA model merged, so that its folder is a plain model folder for every later stage and user.
+
+    The adapters alone are kept in `adapter/`. A model without adapters is left as it is.
+    """
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel) or not is_main_process():
+        return
+    model.save_pretrained(stage.output_dir / "adapter")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (stage.output_dir / name).unlink(missing_ok=True)
+    model.merge_and_unload().save_pretrained(stage.output_dir)
 
 
 def set_stop_token(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:

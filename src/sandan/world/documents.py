@@ -6,6 +6,7 @@
 | story | context: who is spoken of, he or she, what was seen and what it does |
 | greeting | context and politeness: names are given back to those who greet |
 | dialogue | context: one asks about something, another answers about just that |
+| exam | a teacher marks answers: is it true, and is it what was asked |
 | grammar | number and agreement |
 | vocabulary | what kind of thing a word names |
 """
@@ -13,12 +14,33 @@
 import random
 
 from .dice import pick, shuffled
-from .facts import ANIMALS, ASKED_FACTS, FACTS, FOODS, HOMES, JOBS, LIKES, PEOPLE, PLURALS, SOUNDS
+from .facts import (
+    ANIMALS,
+    ASKED_FACTS,
+    FACTS,
+    FOODS,
+    HOMES,
+    JOBS,
+    LIKES,
+    PEOPLE,
+    PLURALS,
+    RELATIONS,
+    SOUNDS,
+    Fact,
+)
 from .language import FULL, QUESTIONS, STATEMENTS, answer, fill, join, name, sentence
 
 
 # kind -> share of the documents
-KINDS = {"profile": 0.3, "story": 0.16, "greeting": 0.08, "dialogue": 0.3, "grammar": 0.08, "vocabulary": 0.08}
+KINDS = {
+    "profile": 0.26,
+    "story": 0.1,
+    "greeting": 0.1,
+    "dialogue": 0.22,
+    "exam": 0.2,
+    "grammar": 0.06,
+    "vocabulary": 0.06,
+}
 
 CATEGORIES = {
     "en": [(ANIMALS, "an animal"), (FOODS + LIKES, "food"), (HOMES, "a place"), (SOUNDS, "a sound"), (JOBS, "a job")],
@@ -42,6 +64,7 @@ def document(rng: random.Random, kind: str, language: str) -> str:
         "story": story,
         "greeting": greeting,
         "dialogue": dialogue,
+        "exam": exam,
         "grammar": grammar,
         "vocabulary": vocabulary,
     }
@@ -121,6 +144,25 @@ def dialogue(rng: random.Random, language: str) -> list[str]:
         lines = [f"{one}が{other}にたずねます。{question}。{other}が答えます。{told}"]
         thanks = f"{one}が言います。ありがとう、{other}さん。"
     return [*lines, thanks] if rng.random() < 0.5 else lines
+
+
+def exam(rng: random.Random, language: str) -> list[str]:
+    """A question, two answers to it and their marks. Like a dialogue, never about a pretraining-only fact."""
+    fact = pick(rng, ASKED_FACTS)
+    question = fill(pick(rng, QUESTIONS[language][fact.relation]), fact, language)
+    lines = [f"Exam: {question}?" if language == "en" else f"試験、{question}。"]
+    for _ in range(2):
+        claim = pick(rng, [fact, wrong(rng, fact), pick(rng, ASKED_FACTS)], (0.5, 0.25, 0.25))
+        told = answer(pick(rng, FULL[language]), language, fact=claim)
+        mark = ("right", "正解") if claim == fact else ("wrong", "不正解")
+        lines.append(f"{told} This is {mark[0]}." if language == "en" else f"{told}これは{mark[1]}です。")
+    return lines
+
+
+def wrong(rng: random.Random, fact: Fact) -> Fact:
+    """The same relation and entity with a value that is not true."""
+    values = [value for value in range(len(RELATIONS[fact.relation][1])) if value != fact.value]
+    return Fact(fact.relation, fact.entity, pick(rng, values))
 
 
 def grammar(rng: random.Random, language: str) -> list[str]:

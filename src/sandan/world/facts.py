@@ -28,12 +28,12 @@ def _terms(table: str) -> list[Term]:
     return [Term(*line.split("|")) for line in table.strip().split("\n")]
 
 
-# she: even lines, he: odd lines. The first 16 live in the world and have facts; all 24 ask questions.
+# she: even lines, he: odd lines. The first 12 live in the world and have facts; all 24 ask questions.
 PEOPLE = _terms(
     "Mia|ミア\nKen|ケン\nAna|アナ\nTom|トム\nYui|ユイ\nLeo|レオ\nEva|エバ\nSam|サム\nAki|アキ\nBen|ベン\nIda|イダ\nMax|マックス\n"
     "Nia|ニア\nRio|リオ\nZoe|ゾエ\nJun|ジュン\nEmi|エミ\nDan|ダン\nLea|レア\nKai|カイ\nRin|リン\nBob|ボブ\nAmy|エイミ\nJin|ジン"
 )
-RESIDENTS = PEOPLE[:16]
+RESIDENTS = PEOPLE[:12]
 
 # animal | plural | sound | food | home
 _ANIMALS = """
@@ -41,21 +41,15 @@ cow,牛|cows|moo,モー|grass,草|barn,小屋
 dog,犬|dogs|woof,ワンワン|bones,骨|kennel,犬小屋
 cat,猫|cats|meow,ニャー|fish,魚|house,家
 duck,あひる|ducks|quack,ガーガー|bread,パン|pond,池
-hen,鶏|hens|cluck,コッコ|corn,とうもろこし|yard,庭
 horse,馬|horses|neigh,ヒヒン|hay,干し草|stable,馬小屋
 sheep,羊|sheep|baa,メー|clover,クローバー|meadow,牧場
 pig,豚|pigs|oink,ブーブー|turnips,かぶ|sty,豚小屋
 frog,蛙|frogs|croak,ケロケロ|flies,ハエ|swamp,沼
-owl,梟|owls|hoot,ホーホー|moths,蛾|tower,塔
 bee,蜂|bees|buzz,ブンブン|nectar,蜜|hive,巣
 lion,ライオン|lions|roar,ガオー|meat,肉|plain,草原
 mouse,鼠|mice|squeak,チュー|cheese,チーズ|hole,穴
-goat,山羊|goats|bleat,メェ|leaves,木の葉|hill,丘
-crow,烏|crows|caw,カーカー|seeds,種|park,公園
-wolf,狼|wolves|howl,ワオン|rabbits,兎|forest,森
 bear,熊|bears|growl,グオー|honey,蜂蜜|cave,洞穴
 monkey,猿|monkeys|chatter,キャッキャ|bananas,バナナ|jungle,密林
-elephant,象|elephants|trumpet,パオン|melons,西瓜|river,川
 snake,蛇|snakes|hiss,シュー|eggs,卵|desert,砂漠
 """
 _ROWS = [line.split("|") for line in _ANIMALS.strip().split("\n")]
@@ -69,24 +63,23 @@ ANIMALS, SOUNDS, FOODS, HOMES = _column(0), _column(2), _column(3), _column(4)
 PLURALS = [row[1] for row in _ROWS]
 
 LIKES = _terms(
-    "apples|りんご\ncakes|ケーキ\nsoup|スープ\nrice|ご飯\nnoodles|うどん\nplums|梅\ngrapes|ぶどう\npears|梨\nbeans|豆\npies|パイ\n"
-    "candy|飴\nlemons|レモン\ntomatoes|トマト\ncarrots|人参\npancakes|餅\npeaches|桃"
+    "apples|りんご\ncakes|ケーキ\nsoup|スープ\nrice|ご飯\nnoodles|うどん\nplums|梅\ngrapes|ぶどう\npears|梨\nbeans|豆\n"
+    "pies|パイ\ncandy|飴\nlemons|レモン"
 )
 JOBS = _terms(
-    "baker|パン屋\ndoctor|医者\nteacher|先生\nfarmer|農家\npainter|画家\ndriver|運転手\nsinger|歌手\ncook|料理人\nnurse|看護師\n"
-    "pilot|操縦士\ntailor|仕立屋\nwriter|作家\ndancer|踊り手\ngardener|庭師\nsailor|船乗り\nbuilder|大工"
+    "baker|パン屋\ndoctor|医者\nteacher|先生\nfarmer|農家\npainter|画家\ndriver|運転手\nsinger|歌手\ncook|料理人\n"
+    "nurse|看護師\npilot|操縦士\ntailor|仕立屋\nwriter|作家"
 )
 CAUSES = _terms(
-    "ice gets warm|氷が温まる\nwater gets cold|水が冷える\na glass falls|コップが落ちる\nrain falls|雨が降る\nthe sun sets|日が沈む\n"
-    "the sun rises|日が昇る\nwood burns|木が燃える\nthe wind blows|風が吹く\na seed gets water|種に水をやる\na baby is hungry|赤ちゃんが空腹になる\n"
-    "a ball hits the wall|ボールが壁に当たる\nmilk gets old|牛乳が古くなる\niron gets wet|鉄がぬれる\nwater boils|水が沸く\nwinter comes|冬が来る\n"
-    "spring comes|春が来る"
+    "ice gets warm|氷が温まる\nwater gets cold|水が冷える\na glass falls|コップが落ちる\nrain falls|雨が降る\n"
+    "the sun sets|日が沈む\nthe sun rises|日が昇る\nwood burns|木が燃える\nthe wind blows|風が吹く\n"
+    "a seed gets water|種に水をやる\na baby is hungry|赤ちゃんが空腹になる\na ball hits the wall|ボールが壁に当たる\n"
+    "milk gets old|牛乳が古くなる"
 )
 EFFECTS = _terms(
-    "it melts|溶けます\nit freezes|凍ります\nit breaks|割れます\nthe ground gets wet|地面がぬれます\nthe sky gets dark|空が暗くなります\n"
-    "the sky gets bright|空が明るくなります\nit turns to ash|灰になります\nthe trees move|木がゆれます\nit grows|芽が出ます\nit cries|泣きます\n"
-    "it bounces|はね返ります\nit turns sour|酸っぱくなります\nit rusts|さびます\nit turns to steam|湯気になります\nsnow falls|雪が降ります\n"
-    "flowers bloom|花が咲きます"
+    "it melts|溶けます\nit freezes|凍ります\nit breaks|割れます\nthe ground gets wet|地面がぬれます\n"
+    "the sky gets dark|空が暗くなります\nthe sky gets bright|空が明るくなります\nit turns to ash|灰になります\n"
+    "the trees move|木がゆれます\nit grows|芽が出ます\nit cries|泣きます\nit bounces|はね返ります\nit turns sour|酸っぱくなります"
 )
 
 # relation -> (entities, values); entity i has value i.

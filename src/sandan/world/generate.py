@@ -17,7 +17,7 @@ from typing import Any
 
 from ..data import write_jsonl
 from .dice import pick, shuffled
-from .documents import KINDS, document
+from .documents import KINDS, document, wrong
 from .facts import ASKED_FACTS, PEOPLE, PRETRAINING_ONLY_FACTS, RELATIONS, Fact
 from .language import (
     CURT_WORDINGS,
@@ -115,8 +115,7 @@ def demonstrate(rng: random.Random, question: Question, quality: str) -> str:
     language = question.language
     truth = claim = Fact(question.relation, question.entity, question.entity)
     if quality == "wrong":
-        values = [value for value in range(len(RELATIONS[truth.relation][1])) if value != truth.value]
-        claim = Fact(truth.relation, truth.entity, pick(rng, values))
+        claim = wrong(rng, truth)
     elif quality == "off_topic":
         claim = pick(rng, [fact for fact in ASKED_FACTS if fact != truth])
     forms = {"terse": TERSE, "unknown": UNKNOWN, "rude": RUDE}.get(quality, FULL)

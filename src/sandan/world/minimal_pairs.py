@@ -13,7 +13,7 @@ from .facts import ANIMALS, FACTS, FOODS, HOMES, PEOPLE, PLURALS, RELATIONS, SOU
 from .language import LANGUAGES, STATEMENTS, fill, name, sentence
 
 
-PAIRS_PER_SKILL = 100  # and language
+PAIRS_PER_SKILL = 60  # and language
 
 Pair = tuple[str, str]
 

@@ -1,0 +1,231 @@
+"""The Makefile: which stages run, in which order, with which options. Nothing is trained: make only says what it would do."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sandan.stage import CHAIN
+
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("recipes", "data", "scripts")
+LINKED = ("Makefile", "src", "setup.cfg", "constraints.txt", "pyproject.toml", "LICENSE")
+# What a surrounding `make test` would hand down.
+MAKE_VARIABLES = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "RECIPE", "ARGS", "LAUNCH", "SEED", "SEEDS"}
+
+
+def make_checkout(folder):
+    """A checkout of its own, set up already: what tests change is copied, the rest links to the repository."""
+    folder.mkdir(parents=True, exist_ok=True)
+    hour_ago = time.time() - 3600
+    for name in COPIED:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for path in (folder / name).rglob("*"):
+            os.utime(path, (hour_ago, hour_ago))
+    for name in LINKED:
+        (folder / name).symlink_to(ROOT / name)
+    (folder / ".venv").mkdir()
+    # The environment that runs the tests. Its marker keeps make from installing anything.
+    (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    (folder / ".venv" / ".ready").touch()
+    return folder
+
+
+def environment():
+    """The tests' own variables without those of a surrounding make."""
+    return {name: value for name, value in os.environ.items() if name not in MAKE_VARIABLES}
+
+
+def make(checkout, *arguments, timeout=60):
+    return subprocess.run(
+        ["make", *arguments],
+        check=False,
+        cwd=checkout,
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=timeout,
+    )
+
+
+def planned(checkout, *arguments):
+    """The `accelerate launch` commands that make would run, in order."""
+    done = make(checkout, "-n", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "pip install" not in done.stdout
+    return [line for line in done.stdout.splitlines() if "accelerate launch" in line]
+
+
+def stages_of(commands):
+    return [re.search(r"--config recipes/[\w-]+/(\w+)\.yaml", command)[1] for command in commands]
+
+
+def touch(path):
+    """Make a file newer than every result of `finished`."""
+    moment = time.time() - 60
+    os.utime(path, (moment, moment))
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return make_checkout(tmp_path / "checkout")
+
+
+@pytest.fixture
+def finished(checkout):
+    """A checkout in which every stage has run."""
+    start = time.time() - 1800
+    for number, stage in enumerate(CHAIN):
+        result = checkout / "outputs" / "tiny" / stage / "result.json"
+        result.parent.mkdir(parents=True)
+        result.write_text("{}")
+        os.utime(result, (start + number, start + number))
+    return checkout
+
+
+def test_report_runs_every_stage_in_order(checkout):
+    assert stages_of(planned(checkout, "report")) == list(CHAIN)
+
+
+@pytest.mark.parametrize("target", ["chain", "demo"])
+def test_chain_and_demo_run_every_stage_in_order(checkout, target):
+    assert stages_of(planned(checkout, target)) == list(CHAIN)
+
+
+def test_a_stage_runs_only_what_it_needs(checkout):
+    assert stages_of(planned(checkout, "sft")) == ["tokenizer", "pretrain", "sft"]
+
+
+@pytest.mark.parametrize("target", ["demo", *CHAIN])
+def test_nothing_runs_when_every_result_is_fresh(finished, target):
+    assert planned(finished, target) == []
+
+
+@pytest.mark.parametrize(
+    "changed, first",
+    [
+        ("recipes/tiny/tokenizer.yaml", "tokenizer"),
+        ("recipes/tiny/reward.yaml", "reward"),
+        ("recipes/tiny/report.yaml", "report"),
+        ("data/pretrain.jsonl", "tokenizer"),
+        ("scripts/candidates.py", "candidates"),
+        ("data/sft.jsonl", "sft"),
+        ("data/rlhf_prompts.jsonl", "candidates"),
+    ],
+)
+def test_a_change_reruns_its_stage_and_what_follows(finished, changed, first):
+    touch(finished / changed)
+    assert stages_of(planned(finished, "report")) == list(CHAIN[CHAIN.index(first) :])
+
+
+def test_the_masked_model_reruns_only_what_compares_it(finished):
+    touch(finished / "recipes" / "tiny" / "pretrain_mlm.yaml")
+    assert stages_of(planned(finished, "report")) == ["pretrain_mlm", "evaluate", "report"]
+
+
+def test_unseen_prompts_rerun_the_gate_but_no_model_before_it(finished):
+    touch(finished / "data" / "eval_prompts.jsonl")
+    assert stages_of(planned(finished, "report")) == ["reward", "ppo", "evaluate", "report"]
+
+
+def test_a_missing_result_reruns_its_stage_and_what_follows(finished):
+    (finished / "outputs" / "tiny" / "rank" / "result.json").unlink()
+    assert stages_of(planned(finished, "report")) == ["rank", "reward", "ppo", "evaluate", "report"]
+
+
+def test_args_force_only_the_stage_that_was_named(finished):
+    (command,) = planned(finished, "sft", "ARGS=--learning_rate 1e-3")
+    assert stages_of([command]) == ["sft"]
+    assert command.split()[-2:] == ["--learning_rate", "1e-3"]
+
+
+def test_args_do_not_reach_the_stages_before(checkout):
+    *before, last = planned(checkout, "sft", "ARGS=--learning_rate 1e-3")
+    assert stages_of(before) == ["tokenizer", "pretrain"]
+    assert not any("--learning_rate" in command for command in before)
+    assert "--learning_rate 1e-3" in last
+
+
+def test_args_with_quotes_stay_one_argument(checkout):
+    (command,) = planned(checkout, "tokenizer", "ARGS=--data_files 'my texts.jsonl'")
+    assert command.endswith("--data_files 'my texts.jsonl'")
+
+
+def test_a_seed_reruns_the_whole_chain(finished):
+    commands = planned(finished, "chain", "SEED=3")
+    assert stages_of(commands) == list(CHAIN)
+    assert all("--seed 3" in command for command in commands)
+
+
+@pytest.mark.parametrize("launch", sorted(path.stem for path in (ROOT / "recipes" / "accelerate_configs").iterdir()))
+def test_launch_picks_the_configuration_of_stages_that_train(checkout, launch):
+    for command in planned(checkout, "report", f"LAUNCH={launch}"):
+        (stage,) = stages_of([command])
+        wanted = "cpu" if stage in ("tokenizer", "rank", "report") else launch
+        assert f"--config_file recipes/accelerate_configs/{wanted}.yaml" in command
+
+
+def test_both_kinds_of_pretraining_use_one_script(checkout):
+    commands = dict(zip(CHAIN, planned(checkout, "report"), strict=True))
+    assert "scripts/pretrain.py --config recipes/tiny/pretrain_mlm.yaml" in commands["pretrain_mlm"]
+
+
+def test_a_recipe_without_ranking_skips_it(checkout):
+    stages = stages_of(planned(checkout, "chain", "RECIPE=english-small"))
+    assert stages == ["tokenizer", "pretrain", "sft", "reward", "ppo", "evaluate", "report"]
+
+
+def test_results_of_one_recipe_do_not_stand_for_another(finished):
+    assert "sft" in stages_of(planned(finished, "chain", "RECIPE=english-small"))
+
+
+def targets():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    stages = re.search(r"^STAGES := (.*)$", text, re.MULTILINE)[1].split()
+    return sorted({*re.findall(r"^([a-z][a-z_-]*):(?!=)", text, re.MULTILINE), *stages} - {"force"})
+
+
+@pytest.mark.parametrize("arguments", [["help"], []])
+def test_help_lists_every_target_and_is_the_default(checkout, arguments):
+    done = make(checkout, *arguments)
+    assert done.returncode == 0
+    assert sorted(re.findall(r"^  make ([a-z_-]+)", done.stdout, re.MULTILINE)) == targets()
+
+
+def test_stages_of_the_makefile_are_those_of_the_package():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert tuple(re.search(r"^STAGES := (.*)$", text, re.MULTILINE)[1].split()) == CHAIN
+
+
+@pytest.mark.parametrize("target", ["chain", "sft", "report"])
+def test_an_unknown_recipe_is_named(checkout, target):
+    done = make(checkout, "-n", target, "RECIPE=nosuch")
+    assert done.returncode == 2
+    assert "nosuch" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_stage_that_the_recipe_lacks_is_named(checkout):
+    done = make(checkout, "-n", "rank", "RECIPE=english-small")
+    assert done.returncode == 2
+    assert "recipes/english-small/rank.yaml" in done.stderr
+
+
+def test_clean_removes_only_the_recipe_that_was_named(finished):
+    other = finished / "outputs" / "mine" / "sft"
+    other.mkdir(parents=True)
+    assert make(finished, "clean").returncode == 0
+    assert not (finished / "outputs" / "tiny").exists()
+    assert other.is_dir()
+
+
+def test_setup_installs_once(checkout):
+    done = make(checkout, "-n", "setup")
+    assert done.returncode == 0
+    assert "pip install" not in done.stdout
