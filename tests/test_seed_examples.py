@@ -92,7 +92,8 @@ def test_masked_model_restores_a_hidden_word(toys, tokenizer_path):
         model_config={"model_type": "bert", "max_position_embeddings": 64, **TINY},
         data_files=write(toys / "corpus.jsonl", [{"text": SENTENCE}] * 800),
         block_size_tokens=32,
-        num_train_epochs=10,
+        num_train_epochs=40,
+        warmup_steps=0.1,
         **TRAINER,
     )
     model, tokenizer = load_masked_lm(path), load_tokenizer(path)
@@ -130,7 +131,8 @@ def test_rlhf_raises_the_best_answer_and_unlearns_the_insult(toys, base):
         model_name_or_path=base,
         data_files=write(toys / "demonstrations.jsonl", demonstrations * 16),
         as_chat=True,
-        num_train_epochs=20,
+        num_train_epochs=160,
+        per_device_train_batch_size=24,
         max_length=64,
         **TRAINER,
     )
