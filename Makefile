@@ -43,7 +43,7 @@ help: ## List the targets
 	@printf '\nOptions: RECIPE=%s LAUNCH=%s ARGS="--any_field value" SEED=1\n' "$(RECIPE)" "$(LAUNCH)"
 
 .PHONY: demo
-demo: ## Set up, run the whole chain on the embedded data, print the table (5 to 10 minutes, 2 cores, no network)
+demo: ## Set up, run the whole chain on the embedded data, print the table (2 cores, no network)
 	@$(MAKE) --no-print-directory chain RECIPE=tiny
 
 .PHONY: test

@@ -29,7 +29,7 @@ def main(args, config, model_args, data, stage):
     from sandan.data import load_data
     from sandan.models import check_vocabulary, load_tokenizer, model_init_kwargs, require_model
     from sandan.pretraining import bits_per_byte, bytes_per_token, masked_accuracy, new_model, to_blocks
-    from sandan.training import parameter_count, set_stop_token, train_and_save
+    from sandan.training import set_stop_token, train_and_save
 
     masked = args.objective == "mlm"
     tokenizer = load_tokenizer(require_model(args.tokenizer_name_or_path, stage, "tokenizer_name_or_path"))
@@ -62,7 +62,7 @@ def main(args, config, model_args, data, stage):
         preprocess_logits_for_metrics=(lambda logits, labels: logits.argmax(-1)) if masked else None,
     )
     metrics = train_and_save(trainer, stage)
-    metrics["parameters"] = parameter_count(model)
+    metrics["parameters"] = model.num_parameters()
     if isinstance(train, Dataset):
         metrics["train_tokens"] = len(train) * args.block_size_tokens
     if texts and not masked:

@@ -20,7 +20,7 @@ def main(config, model_args, data, stage):
 
     from sandan.data import load_data
     from sandan.models import check_vocabulary, load_tokenizer, model_init_kwargs, require_model
-    from sandan.training import count_dropped, parameter_count, set_stop_token, train_and_save
+    from sandan.training import count_dropped, set_stop_token, train_and_save
 
     path = require_model(model_args.model_name_or_path, stage)
     tokenizer = load_tokenizer(path, model_args.model_revision)
@@ -38,7 +38,7 @@ def main(config, model_args, data, stage):
     set_stop_token(trainer.model, tokenizer)
     dropped = 0 if config.packing else count_dropped(train, trainer.train_dataset, config.max_length, "training rows")
     metrics = train_and_save(trainer, stage)
-    stage.finish(metrics | {"dropped_rows": dropped, "parameters": parameter_count(trainer.model)}, config.device.type)
+    stage.finish(metrics | {"dropped_rows": dropped, "parameters": trainer.model.num_parameters()}, config.device.type)
 
 
 if __name__ == "__main__":

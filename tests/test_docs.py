@@ -113,7 +113,6 @@ def checkout(tmp_path_factory):
     settings["model_config"] |= SMALL_MODEL | {"num_key_value_heads": 2}
     recipe.write_text(yaml.safe_dump(settings), encoding="utf-8")
     # `make -n seeds` really copies the report of the runs that it only pretends to make.
-    (folder / "outputs" / "tiny-seeds").mkdir(parents=True)
     report = folder / "outputs" / "tiny" / "report"
     report.mkdir(parents=True)
     (report / "report.json").write_text("{}")

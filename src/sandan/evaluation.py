@@ -11,6 +11,7 @@ import torch
 from .errors import UserError
 from .generation import Completion, Prompt, batched, encode_prompts, sample_completions, score_completions
 from .statistics import bootstrap_interval
+from .world.generate import NEW_COMBINATIONS, PRETRAINING_ONLY
 
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NEW_COMBINATIONS, PRETRAINING_ONLY = "new_combinations", "pretraining_only"
 # The prefix of each group's oracle scores; prompts without a group count as new.
 GROUP_PREFIXES = {NEW_COMBINATIONS: "oracle", PRETRAINING_ONLY: "oracle_pretraining_only"}
 ORACLE_SCORES = ("helpful", "accurate", "safe", "natural")

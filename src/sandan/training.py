@@ -1,7 +1,7 @@
 """What the stages that train share: run the trainer, save a standard Hugging Face folder, report the held-out loss."""
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import UserError
 from .stage import Stage, is_main_process
@@ -86,8 +86,3 @@ def count_dropped(before: "Dataset", after: "Dataset", max_length: int | None, w
             max_length,
         )
     return dropped
-
-
-def parameter_count(model: Any) -> int:
-    """Number of parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
