@@ -4,9 +4,8 @@
 |---|---|
 | profile | facts, in several wordings |
 | story | context: who is spoken of, he or she, what was seen and what it does |
-| greeting | context and politeness: names are given back to those who greet |
+| greeting | context and politeness: names are given back to those who greet; how people introduce themselves |
 | dialogue | context: one asks about something, another answers about just that |
-| exam | a teacher marks answers: is it true, and is it what was asked |
 | grammar | number and agreement |
 | vocabulary | what kind of thing a word names |
 """
@@ -24,22 +23,19 @@ from .facts import (
     LIKES,
     PEOPLE,
     PLURALS,
-    RELATIONS,
     SOUNDS,
-    Fact,
 )
-from .language import FULL, QUESTIONS, STATEMENTS, answer, fill, join, name, sentence
+from .language import FULL, QUESTIONS, STATEMENTS, WORDINGS, answer, fill, join, name, sentence
 
 
 # kind -> share of the documents
 KINDS = {
-    "profile": 0.26,
-    "story": 0.1,
-    "greeting": 0.1,
-    "dialogue": 0.22,
-    "exam": 0.2,
-    "grammar": 0.06,
-    "vocabulary": 0.06,
+    "profile": 0.30,
+    "story": 0.12,
+    "greeting": 0.12,
+    "dialogue": 0.30,
+    "grammar": 0.08,
+    "vocabulary": 0.08,
 }
 
 CATEGORIES = {
@@ -55,6 +51,7 @@ GREETINGS = {
     "en": ["Good morning", "Good evening", "Hello", "Thank you", "Welcome"],
     "ja": ["おはよう", "こんばんは", "こんにちは", "ありがとう", "ようこそ"],
 }
+WHO = {"en": "who are you", "ja": "あなたは誰ですか"}
 
 
 def document(rng: random.Random, kind: str, language: str) -> str:
@@ -64,7 +61,6 @@ def document(rng: random.Random, kind: str, language: str) -> str:
         "story": story,
         "greeting": greeting,
         "dialogue": dialogue,
-        "exam": exam,
         "grammar": grammar,
         "vocabulary": vocabulary,
     }
@@ -120,8 +116,11 @@ def story(rng: random.Random, language: str) -> list[str]:
 
 
 def greeting(rng: random.Random, language: str) -> list[str]:
-    """Two people greet each other by name; one may tell the other something."""
+    """Two people greet each other by name, or ask who the other is; one may tell the other something."""
     one, other = (name(person, language) for person in shuffled(rng, PEOPLE)[:2])
+    if rng.random() < 0.4:
+        opening = pick(rng, WORDINGS[language]).format(a=one, q=WHO[language])
+        return [opening, f"I am {other}, {one}." if language == "en" else f"{one}さん、{other}です。"]
     words = pick(rng, GREETINGS[language])
     told = answer(pick(rng, FULL[language]), language, fact=pick(rng, FACTS))
     if language == "en":
@@ -144,25 +143,6 @@ def dialogue(rng: random.Random, language: str) -> list[str]:
         lines = [f"{one}が{other}にたずねます。{question}。{other}が答えます。{told}"]
         thanks = f"{one}が言います。ありがとう、{other}さん。"
     return [*lines, thanks] if rng.random() < 0.5 else lines
-
-
-def exam(rng: random.Random, language: str) -> list[str]:
-    """A question, two answers to it and their marks. Like a dialogue, never about a pretraining-only fact."""
-    fact = pick(rng, ASKED_FACTS)
-    question = fill(pick(rng, QUESTIONS[language][fact.relation]), fact, language)
-    lines = [f"Exam: {question}?" if language == "en" else f"試験、{question}。"]
-    for _ in range(2):
-        claim = pick(rng, [fact, wrong(rng, fact), pick(rng, ASKED_FACTS)], (0.5, 0.25, 0.25))
-        told = answer(pick(rng, FULL[language]), language, fact=claim)
-        mark = ("right", "正解") if claim == fact else ("wrong", "不正解")
-        lines.append(f"{told} This is {mark[0]}." if language == "en" else f"{told}これは{mark[1]}です。")
-    return lines
-
-
-def wrong(rng: random.Random, fact: Fact) -> Fact:
-    """The same relation and entity with a value that is not true."""
-    values = [value for value in range(len(RELATIONS[fact.relation][1])) if value != fact.value]
-    return Fact(fact.relation, fact.entity, pick(rng, values))
 
 
 def grammar(rng: random.Random, language: str) -> list[str]:

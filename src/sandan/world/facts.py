@@ -28,12 +28,12 @@ def _terms(table: str) -> list[Term]:
     return [Term(*line.split("|")) for line in table.strip().split("\n")]
 
 
-# she: even lines, he: odd lines. The first 12 live in the world and have facts; all 24 ask questions.
+# she: even lines, he: odd lines. The first 8 live in the world and have facts; all 24 ask questions.
 PEOPLE = _terms(
     "Mia|ミア\nKen|ケン\nAna|アナ\nTom|トム\nYui|ユイ\nLeo|レオ\nEva|エバ\nSam|サム\nAki|アキ\nBen|ベン\nIda|イダ\nMax|マックス\n"
     "Nia|ニア\nRio|リオ\nZoe|ゾエ\nJun|ジュン\nEmi|エミ\nDan|ダン\nLea|レア\nKai|カイ\nRin|リン\nBob|ボブ\nAmy|エイミ\nJin|ジン"
 )
-RESIDENTS = PEOPLE[:12]
+RESIDENTS = PEOPLE[:8]
 
 # animal | plural | sound | food | home
 _ANIMALS = """
@@ -47,10 +47,6 @@ pig,豚|pigs|oink,ブーブー|turnips,かぶ|sty,豚小屋
 frog,蛙|frogs|croak,ケロケロ|flies,ハエ|swamp,沼
 bee,蜂|bees|buzz,ブンブン|nectar,蜜|hive,巣
 lion,ライオン|lions|roar,ガオー|meat,肉|plain,草原
-mouse,鼠|mice|squeak,チュー|cheese,チーズ|hole,穴
-bear,熊|bears|growl,グオー|honey,蜂蜜|cave,洞穴
-monkey,猿|monkeys|chatter,キャッキャ|bananas,バナナ|jungle,密林
-snake,蛇|snakes|hiss,シュー|eggs,卵|desert,砂漠
 """
 _ROWS = [line.split("|") for line in _ANIMALS.strip().split("\n")]
 
@@ -63,23 +59,19 @@ ANIMALS, SOUNDS, FOODS, HOMES = _column(0), _column(2), _column(3), _column(4)
 PLURALS = [row[1] for row in _ROWS]
 
 LIKES = _terms(
-    "apples|りんご\ncakes|ケーキ\nsoup|スープ\nrice|ご飯\nnoodles|うどん\nplums|梅\ngrapes|ぶどう\npears|梨\nbeans|豆\n"
-    "pies|パイ\ncandy|飴\nlemons|レモン"
+    "apples|りんご\ncakes|ケーキ\nsoup|スープ\nrice|ご飯\nnoodles|うどん\nplums|梅\ngrapes|ぶどう\npears|梨"
 )
 JOBS = _terms(
-    "baker|パン屋\ndoctor|医者\nteacher|先生\nfarmer|農家\npainter|画家\ndriver|運転手\nsinger|歌手\ncook|料理人\n"
-    "nurse|看護師\npilot|操縦士\ntailor|仕立屋\nwriter|作家"
+    "baker|パン屋\ndoctor|医者\nteacher|先生\nfarmer|農家\npainter|画家\ndriver|運転手\nsinger|歌手\ncook|料理人"
 )
 CAUSES = _terms(
     "ice gets warm|氷が温まる\nwater gets cold|水が冷える\na glass falls|コップが落ちる\nrain falls|雨が降る\n"
-    "the sun sets|日が沈む\nthe sun rises|日が昇る\nwood burns|木が燃える\nthe wind blows|風が吹く\n"
-    "a seed gets water|種に水をやる\na baby is hungry|赤ちゃんが空腹になる\na ball hits the wall|ボールが壁に当たる\n"
-    "milk gets old|牛乳が古くなる"
+    "the sun sets|日が沈む\nthe sun rises|日が昇る\nwood burns|木が燃える\nthe wind blows|風が吹く"
 )
 EFFECTS = _terms(
     "it melts|溶けます\nit freezes|凍ります\nit breaks|割れます\nthe ground gets wet|地面がぬれます\n"
     "the sky gets dark|空が暗くなります\nthe sky gets bright|空が明るくなります\nit turns to ash|灰になります\n"
-    "the trees move|木がゆれます\nit grows|芽が出ます\nit cries|泣きます\nit bounces|はね返ります\nit turns sour|酸っぱくなります"
+    "the trees move|木がゆれます"
 )
 
 # relation -> (entities, values); entity i has value i.

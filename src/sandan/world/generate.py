@@ -17,7 +17,7 @@ from typing import Any
 
 from ..data import write_jsonl
 from .dice import pick, shuffled
-from .documents import KINDS, document, wrong
+from .documents import KINDS, document
 from .facts import ASKED_FACTS, PEOPLE, PRETRAINING_ONLY_FACTS, RELATIONS, Fact
 from .language import (
     CURT_WORDINGS,
@@ -115,11 +115,17 @@ def demonstrate(rng: random.Random, question: Question, quality: str) -> str:
     language = question.language
     truth = claim = Fact(question.relation, question.entity, question.entity)
     if quality == "wrong":
-        claim = wrong(rng, truth)
+        claim = _wrong(rng, truth)
     elif quality == "off_topic":
         claim = pick(rng, [fact for fact in ASKED_FACTS if fact != truth])
     forms = {"terse": TERSE, "unknown": UNKNOWN, "rude": RUDE}.get(quality, FULL)
     return answer(pick(rng, forms[language]), language, question.asker, claim)
+
+
+def _wrong(rng: random.Random, fact: Fact) -> Fact:
+    """The same relation and entity with a value that is not true."""
+    values = [value for value in range(len(RELATIONS[fact.relation][1])) if value != fact.value]
+    return Fact(fact.relation, fact.entity, pick(rng, values))
 
 
 def _user(text: str) -> list[dict[str, str]]:
