@@ -19,7 +19,14 @@ def main(args, data, stage):
 
     from sandan.data import load_data, read_jsonl, write_jsonl
     from sandan.evaluation import compare, fitting_prompts, log_probs, minimal_pair_accuracy, pseudo_log_probs
-    from sandan.models import load_causal_lm, load_masked_lm, load_reward_model, load_tokenizer, require_model
+    from sandan.models import (
+        check_same_tokens,
+        load_causal_lm,
+        load_masked_lm,
+        load_reward_model,
+        load_tokenizer,
+        require_model,
+    )
     from sandan.stage import write_text
 
     paths = {name: getattr(args, f"{name}_model") for name in ("base", "sft", "ppo")}
@@ -32,6 +39,9 @@ def main(args, data, stage):
     if args.minimal_pairs_file:
         pairs = read_jsonl(stage.add_input(args.minimal_pairs_file), columns=[("skill", "good", "bad")])
     tokenizer = load_tokenizer(paths["sft"])
+    for name, path in {**paths, "reward": args.reward_model}.items():
+        if path is not None:
+            check_same_tokens(tokenizer, path, f"{name}_model")
     # Where the data are split here (held_out_share), only the held-out side is unseen.
     rows = fitting_prompts((held_out or prompts).to_list(), tokenizer, args)
     models = {name: load_causal_lm(path) for name, path in paths.items()}

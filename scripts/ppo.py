@@ -24,7 +24,7 @@ def main(config, model_args, data, stage):
     from sandan import PPOTrainer
     from sandan.data import load_data
     from sandan.errors import UserError
-    from sandan.models import check_vocabulary, load_tokenizer, model_init_kwargs, require_model
+    from sandan.models import check_same_tokens, check_vocabulary, load_tokenizer, model_init_kwargs, require_model
     from sandan.training import NOT_METRICS, merge_adapters
 
     policy_path = require_model(model_args.model_name_or_path or config.sft_model_path, stage)
@@ -36,7 +36,7 @@ def main(config, model_args, data, stage):
     policy = AutoModelForCausalLM.from_pretrained(policy_path, **model_init_kwargs(model_args, defaults))
     reward = AutoModelForSequenceClassification.from_pretrained(reward_path, num_labels=1, dtype=defaults["dtype"])
     check_vocabulary(policy.config, tokenizer, policy_path)
-    check_vocabulary(reward.config, tokenizer, reward_path)
+    check_same_tokens(tokenizer, reward_path, "reward_model_path")
     try:
         trainer = PPOTrainer(
             policy,

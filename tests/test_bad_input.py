@@ -7,9 +7,10 @@ import shutil
 
 import pytest
 from conftest import ROOT
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from sandan.data import write_jsonl
+from sandan.tokenization import train_tokenizer
 
 
 pytestmark = pytest.mark.slow
@@ -70,6 +71,17 @@ def test_vocabulary_of_another_tokenizer(refusal, here, tiny_config):
     smaller.vocab_size = 280
     LlamaForCausalLM(smaller).save_pretrained(here / "outputs" / "tiny" / "pretrain")
     assert "vocabulary mismatch: the tokenizer has 320 tokens, the model 280 rows" in refusal("sft")
+
+
+def test_vocabulary_of_the_same_size_with_other_ids(refusal, here, tiny_config, tokenizer):
+    outputs = here / "outputs" / "tiny"
+    shutil.copytree(outputs / "pretrain", outputs / "sft")
+    LlamaForSequenceClassification(tiny_config).save_pretrained(outputs / "reward")
+    train_tokenizer(["entirely other words, of the same number"] * 9, len(tokenizer)).save_pretrained(
+        outputs / "reward"
+    )
+    write_jsonl(here / "data" / "rlhf_prompts.jsonl", [{"prompt": "Q"}] * 8)
+    assert "reward_model_path: vocabulary mismatch" in refusal("ppo")
 
 
 @pytest.mark.parametrize(

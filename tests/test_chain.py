@@ -61,13 +61,12 @@ def test_every_step_raises_the_score_with_intervals_apart(report, rows):
         assert rows[worse]["oracle/score_high"] < rows[better]["oracle/score_low"]
 
 
-@pytest.mark.xfail(reason="issue A is open: 72% measured on 2026-11-25, 90% asked", strict=True)
 def test_ppo_answers_are_right(rows):
     assert rows["ppo"]["oracle/correct"] >= 0.90
 
 
 def test_ppo_answers_are_polite_and_end_and_more_are_right(rows):
-    assert rows["ppo"]["oracle/correct"] > rows["sft"]["oracle/correct_high"]
+    assert rows["ppo"]["oracle/correct"] >= rows["sft"]["oracle/correct"] + 0.15
     assert rows["ppo"]["oracle/safe"] >= 0.99
     assert rows["ppo"]["stopped_share"] >= 0.98
 
@@ -76,10 +75,9 @@ def test_ppo_answers_from_facts_that_only_pretraining_states(rows):
     assert rows["ppo"]["oracle_pretraining_only/correct"] > CHANCE
 
 
-@pytest.mark.xfail(reason="issue A is open: 7.6 points below measured on 2026-11-25, 3 asked", strict=True)
 def test_reward_model_is_near_the_ceiling_of_its_labels(tiny):
     metrics = read(tiny / "reward" / "result.json")["metrics"]
-    assert abs(metrics["eval_accuracy"] - metrics["ceiling_accuracy"]) <= 0.03
+    assert metrics["eval_accuracy"] >= metrics["ceiling_accuracy"] - 0.03
 
 
 def test_reward_model_picks_better_answers(tiny):

@@ -32,10 +32,7 @@ SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
 
 # What a test run takes off a documented command: sizes, never what the command is about.
-TRAINER = (
-    "--use_cpu --bf16 false --max_steps 2 --per_device_train_batch_size 4 --per_device_eval_batch_size 1 "
-    "--dataloader_num_workers 0"
-)
+TRAINER = "--use_cpu --bf16 false --max_steps 2 --per_device_train_batch_size 4 --dataloader_num_workers 0"
 SMALLER = {
     "tokenizer": "--vocab_size 400",
     "pretrain": f"{TRAINER} --torch_compile false --block_size_tokens 32",

@@ -64,6 +64,15 @@ def check_vocabulary(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizer
         )
 
 
+def check_same_tokens(tokenizer: "PreTrainedTokenizerBase", path: str, key: str) -> None:
+    """Raise [`UserError`] if the tokenizer saved at `path` gives other ids to tokens than `tokenizer`."""
+    if load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"{path}: {key}: vocabulary mismatch: its tokenizer numbers tokens otherwise than the policy's; "
+            "run its stage again with this tokenizer"
+        )
+
+
 def model_init_kwargs(model_args: "ModelConfig", extra: dict[str, Any] | None = None) -> dict[str, Any]:
     """`from_pretrained` keywords of a TRL [`~trl.ModelConfig`]; `extra` (a trainer's `model_init_kwargs`) wins."""
     return {

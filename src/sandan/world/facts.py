@@ -28,12 +28,12 @@ def _terms(table: str) -> list[Term]:
     return [Term(*line.split("|")) for line in table.strip().split("\n")]
 
 
-# she: even lines, he: odd lines. The first 8 live in the world and have facts; all 24 ask questions.
+# she: even lines, he: odd lines. The first 6 live in the world and have facts; all 24 ask questions.
 PEOPLE = _terms(
     "Mia|ミア\nKen|ケン\nAna|アナ\nTom|トム\nYui|ユイ\nLeo|レオ\nEva|エバ\nSam|サム\nAki|アキ\nBen|ベン\nIda|イダ\nMax|マックス\n"
     "Nia|ニア\nRio|リオ\nZoe|ゾエ\nJun|ジュン\nEmi|エミ\nDan|ダン\nLea|レア\nKai|カイ\nRin|リン\nBob|ボブ\nAmy|エイミ\nJin|ジン"
 )
-RESIDENTS = PEOPLE[:8]
+RESIDENTS = PEOPLE[:6]
 
 # animal | plural | sound | food | home
 _ANIMALS = """
@@ -45,8 +45,6 @@ horse,馬|horses|neigh,ヒヒン|hay,干し草|stable,馬小屋
 sheep,羊|sheep|baa,メー|clover,クローバー|meadow,牧場
 pig,豚|pigs|oink,ブーブー|turnips,かぶ|sty,豚小屋
 frog,蛙|frogs|croak,ケロケロ|flies,ハエ|swamp,沼
-bee,蜂|bees|buzz,ブンブン|nectar,蜜|hive,巣
-lion,ライオン|lions|roar,ガオー|meat,肉|plain,草原
 """
 _ROWS = [line.split("|") for line in _ANIMALS.strip().split("\n")]
 
@@ -58,20 +56,15 @@ def _column(index: int) -> list[Term]:
 ANIMALS, SOUNDS, FOODS, HOMES = _column(0), _column(2), _column(3), _column(4)
 PLURALS = [row[1] for row in _ROWS]
 
-LIKES = _terms(
-    "apples|りんご\ncakes|ケーキ\nsoup|スープ\nrice|ご飯\nnoodles|うどん\nplums|梅\ngrapes|ぶどう\npears|梨"
-)
-JOBS = _terms(
-    "baker|パン屋\ndoctor|医者\nteacher|先生\nfarmer|農家\npainter|画家\ndriver|運転手\nsinger|歌手\ncook|料理人"
-)
+LIKES = _terms("apples|りんご\ncakes|ケーキ\nsoup|スープ\nrice|ご飯\nnoodles|うどん\nplums|梅")
+JOBS = _terms("baker|パン屋\ndoctor|医者\nteacher|先生\nfarmer|農家\npainter|画家\ndriver|運転手")
 CAUSES = _terms(
     "ice gets warm|氷が温まる\nwater gets cold|水が冷える\na glass falls|コップが落ちる\nrain falls|雨が降る\n"
-    "the sun sets|日が沈む\nthe sun rises|日が昇る\nwood burns|木が燃える\nthe wind blows|風が吹く"
+    "the sun sets|日が沈む\nthe sun rises|日が昇る"
 )
 EFFECTS = _terms(
     "it melts|溶けます\nit freezes|凍ります\nit breaks|割れます\nthe ground gets wet|地面がぬれます\n"
-    "the sky gets dark|空が暗くなります\nthe sky gets bright|空が明るくなります\nit turns to ash|灰になります\n"
-    "the trees move|木がゆれます"
+    "the sky gets dark|空が暗くなります\nthe sky gets bright|空が明るくなります"
 )
 
 # relation -> (entities, values); entity i has value i.

@@ -42,8 +42,8 @@ DEMONSTRATIONS, HELD_OUT_DEMONSTRATIONS, RLHF_PROMPTS, EVAL_PROMPTS = 3_000, 200
 
 # Shares of the demonstrations by quality, after a civil and after a curt prompt. People answer curt prompts badly.
 QUALITIES = ("good", "terse", "wrong", "off_topic", "unknown", "rude")
-CIVIL_SHARES = (0.62, 0.10, 0.10, 0.06, 0.06, 0.06)
-CURT_SHARES = (0.36, 0.10, 0.12, 0.08, 0.10, 0.24)
+CIVIL_SHARES = (0.56, 0.06, 0.18, 0.10, 0.05, 0.05)
+CURT_SHARES = (0.38, 0.06, 0.20, 0.12, 0.08, 0.16)
 
 NEW_COMBINATIONS, PRETRAINING_ONLY = "new_combinations", "pretraining_only"
 

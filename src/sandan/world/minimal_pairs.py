@@ -51,6 +51,7 @@ def _grammar(rng: random.Random, language: str) -> Pair:
                 (f"These {plural} are {size}.", f"These {plural} is {size}."),
                 (f"Those {plural} live in the {home}.", f"Those {plural} lives in the {home}."),
                 (f"That {animal} is in the {home}.", f"That {animal} are in the {home}."),
+                (f"Many {plural} are {size}.", f"Many {animal} are {size}."),
             ],
         )
     return pick(
@@ -59,6 +60,7 @@ def _grammar(rng: random.Random, language: str) -> Pair:
             (f"この{animal}は{size}です。", f"この{animal}を{size}です。"),
             (f"{home}に{animal}がいます。", f"{home}を{animal}がいます。"),
             (f"{animal}に{food}をあげます。", f"{animal}に{food}があげます。"),
+            (f"{home}から{animal}が来ます。", f"{home}から{animal}を来ます。"),
             (f"{size}{animal}が{food}を食べます。", f"{size}{animal}が{food}に食べます。"),
         ],
     )
