@@ -16,16 +16,27 @@ CPU:
 from sandan.cli import run
 
 
+WATCHED = (
+    "episode",
+    "objective/scores",
+    "objective/kl",
+    "val/response_tokens",
+    "val/stopped_share",
+    "eps",
+    "eval_loss",
+)
+
+
 def main(config, model_args, data, stage):
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, ProgressCallback
     from trl import get_peft_config, get_quantization_config
 
     from sandan import PPOTrainer
     from sandan.data import load_data
     from sandan.errors import UserError
     from sandan.models import check_same_tokens, check_vocabulary, load_tokenizer, model_init_kwargs, require_model
-    from sandan.training import NOT_METRICS, merge_adapters
+    from sandan.training import NOT_METRICS, ShortProgress, merge_adapters
 
     policy_path = require_model(model_args.model_name_or_path or config.sft_model_path, stage)
     reward_path = require_model(config.reward_model_path, stage, "reward_model_path")
@@ -49,6 +60,8 @@ def main(config, model_args, data, stage):
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"{stage.output_dir}: {error}") from error
+    if trainer.pop_callback(ProgressCallback):
+        trainer.add_callback(ShortProgress(WATCHED))
     stage.begin_writing()
     output = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model()

@@ -1,7 +1,10 @@
 """What the stages that train share: run the trainer, save a standard Hugging Face folder, report the held-out loss."""
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from transformers import ProgressCallback
 
 from .errors import UserError
 from .stage import Stage, is_main_process
@@ -16,6 +19,22 @@ logger = logging.getLogger(__name__)
 
 # What Trainer.evaluate reports besides metrics.
 NOT_METRICS = ("_runtime", "_per_second", "_preparation_time", "epoch")
+
+
+class ShortProgress(ProgressCallback):
+    """Trainer's progress bar, printing only the logged values that one watches.
+
+    `trainer_state.json` and the loggers of `report_to` get all of them.
+    """
+
+    def __init__(self, shown: Sequence[str]):
+        super().__init__()
+        self.shown = shown
+
+    def on_log(self, args, state, control, logs: dict[str, float] | None = None, **kwargs) -> None:
+        shown = {name.split("/")[-1]: logs[name] for name in self.shown if name in logs}
+        if shown:
+            super().on_log(args, state, control, logs=shown, **kwargs)
 
 
 def train_and_save(trainer: "Trainer", stage: Stage) -> dict[str, float]:

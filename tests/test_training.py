@@ -1,0 +1,23 @@
+"""What the training stages share."""
+
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from sandan.training import ShortProgress
+
+
+class Bar:
+    def __init__(self):
+        self.lines = []
+
+    def write(self, line):
+        self.lines.append(line)
+
+
+def test_short_progress_prints_only_what_is_watched(tmp_path):
+    progress = ShortProgress(("objective/scores", "eps"))
+    progress.training_bar = Bar()
+    logs = {"loss": 1.0, "objective/scores": 0.25, "val/ratio": 1.0, "eps": 12.0}
+    for one in (logs, {"train_runtime": 3.0}):
+        progress.on_log(TrainingArguments(str(tmp_path)), TrainerState(), TrainerControl(), logs=one)
+    assert progress.training_bar.lines == ["{'scores': '0.25', 'eps': '12'}"]
+    assert len(logs) == 4
