@@ -26,6 +26,7 @@ DOCUMENTS = [
     "README.md",
     "README.ja.md",
     "data/README.md",
+    "docs/ppo.md",
     *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/*/README.md")),
 ]
 SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
