@@ -39,7 +39,7 @@ def main(args, data, stage):
     if args.minimal_pairs_file:
         pairs = read_jsonl(stage.add_input(args.minimal_pairs_file), columns=[("skill", "good", "bad")])
     tokenizer = load_tokenizer(paths["sft"])
-    for name, path in {**paths, "reward": args.reward_model}.items():
+    for name, path in (("base", paths["base"]), ("ppo", paths["ppo"]), ("reward", args.reward_model)):
         if path is not None:
             check_same_tokens(tokenizer, path, f"{name}_model")
     # Where the data are split here (held_out_share), only the held-out side is unseen.

@@ -23,7 +23,8 @@ WATCHED = (
     "val/response_tokens",
     "val/stopped_share",
     "eps",
-    "eval_loss",
+    "eval_objective/scores",
+    "eval_objective/kl",
 )
 
 
@@ -41,13 +42,14 @@ def main(config, model_args, data, stage):
     policy_path = require_model(model_args.model_name_or_path or config.sft_model_path, stage)
     reward_path = require_model(config.reward_model_path, stage, "reward_model_path")
     tokenizer = load_tokenizer(policy_path, model_args.model_revision, padding_side="left")
+    check_same_tokens(tokenizer, reward_path, "reward_model_path")
     train, held_out = load_data(data, stage, columns=[("prompt",)])
     # Master weights in float32: at PPO's learning rates bfloat16 weights do not move.
     defaults = {"dtype": model_args.dtype or torch.float32, "quantization_config": get_quantization_config(model_args)}
     policy = AutoModelForCausalLM.from_pretrained(policy_path, **model_init_kwargs(model_args, defaults))
     reward = AutoModelForSequenceClassification.from_pretrained(reward_path, num_labels=1, dtype=defaults["dtype"])
     check_vocabulary(policy.config, tokenizer, policy_path)
-    check_same_tokens(tokenizer, reward_path, "reward_model_path")
+    check_vocabulary(reward.config, tokenizer, reward_path)
     try:
         trainer = PPOTrainer(
             policy,

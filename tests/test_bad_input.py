@@ -84,6 +84,16 @@ def test_vocabulary_of_the_same_size_with_other_ids(refusal, here, tiny_config, 
     assert "reward_model_path: vocabulary mismatch" in refusal("ppo")
 
 
+def test_reward_model_with_fewer_rows_than_the_tokenizer_has_tokens(refusal, here, tiny_config):
+    outputs, smaller = here / "outputs" / "tiny", copy.deepcopy(tiny_config)
+    smaller.vocab_size = 280
+    shutil.copytree(outputs / "pretrain", outputs / "sft")
+    shutil.copytree(outputs / "pretrain", outputs / "reward")
+    LlamaForSequenceClassification(smaller).save_pretrained(outputs / "reward")
+    write_jsonl(here / "data" / "rlhf_prompts.jsonl", [{"prompt": "Q"}] * 8)
+    assert "outputs/tiny/reward: vocabulary mismatch: the tokenizer has 320 tokens, the model 280" in refusal("ppo")
+
+
 @pytest.mark.parametrize(
     "stage, earlier, wanted",
     [

@@ -184,6 +184,15 @@ def test_the_first_minibatch_has_ratio_1_and_no_kl(tiny):
     assert (log["val/ratio"], log["policy/approxkl_avg"], log["objective/kl"], log["val/ratio_var"]) == (1, 0, 0, 0)
 
 
+def test_dropout_is_off_where_a_model_keeps_it_as_a_number_too(tiny):
+    dropout = {"attention_dropout": 0.5}
+    trainer = tiny(model=make_policy(**dropout), reward=make_classifier(**dropout), **ONE)
+    trainer.train()
+    (log,) = updates(trainer)
+    assert (log["val/ratio"], log["policy/approxkl_avg"], log["val/clipfrac_avg"]) == (1, 0, 0)
+    assert trainer.policy_model.config.attention_dropout == 0.5
+
+
 def test_generation_settings_of_the_model_do_not_leak(tiny):  # T13
     trainer = tiny(gen={"repetition_penalty": 1.3, "min_new_tokens": 8}, **ONE)
     plain = tiny(**ONE)

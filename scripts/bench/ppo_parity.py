@@ -374,11 +374,12 @@ def main() -> int:
     parser.add_argument("--packages", nargs="+", default=[], help="further packages for it, as pip names them")
     parser.add_argument("--output", type=Path, help="also write the JSON to this file")
     args = parser.parse_args()
-    result = json.dumps(measure(args.env_dir, args.packages), indent=1)
+    result = measure(args.env_dir, args.packages)
+    text = json.dumps(result, indent=1)
     if args.output:
-        args.output.write_text(result + "\n", encoding="utf-8")
-    print(result)
-    return 0 if json.loads(result)["verdict"] == "parity" else 1
+        args.output.write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return 0 if result["verdict"] == "parity" else 1
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def check_same_tokens(tokenizer: "PreTrainedTokenizerBase", path: str, key: str)
     """Raise [`UserError`] if the tokenizer saved at `path` gives other ids to tokens than `tokenizer`."""
     if load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
         raise UserError(
-            f"{path}: {key}: vocabulary mismatch: its tokenizer numbers tokens otherwise than the policy's; "
+            f"{path}: {key}: vocabulary mismatch: its tokenizer numbers tokens otherwise than the SFT model's; "
             "run its stage again with this tokenizer"
         )
 

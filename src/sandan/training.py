@@ -32,7 +32,7 @@ class ShortProgress(ProgressCallback):
         self.shown = shown
 
     def on_log(self, args, state, control, logs: dict[str, float] | None = None, **kwargs) -> None:
-        shown = {name.split("/")[-1]: logs[name] for name in self.shown if name in logs}
+        shown = {name: logs[name] for name in self.shown if name in logs}
         if shown:
             super().on_log(args, state, control, logs=shown, **kwargs)
 

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import entropy_from_logits, selective_log_softmax
+from trl.trainer.utils import disable_dropout_in_model, entropy_from_logits, selective_log_softmax
 
 from ..generation import neutral_generation
 
@@ -147,6 +147,18 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         model.load_adapter(str(folder), model.active_adapter, is_trainable=True)
     else:
         model.load_state_dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Switch dropout off for good, so that log-probs of a forward with gradient equal those of one without.
+
+    TRL's function reaches `nn.Dropout` modules; most of today's models hold attention dropout as a number instead.
+    """
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def has_score_head(model: nn.Module) -> bool:

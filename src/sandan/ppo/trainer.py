@@ -40,7 +40,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
-from trl.trainer.utils import disable_dropout_in_model, use_adapter
+from trl.trainer.utils import use_adapter
 
 from ..generation import batched, pad_left, sampling_config, to_completion
 from .config import PPOConfig
@@ -58,6 +58,7 @@ from .math import (
 )
 from .modules import (
     PolicyAndValue,
+    disable_dropout,
     has_score_head,
     load_model,
     load_weights,
@@ -200,7 +201,7 @@ class PPOTrainer(Trainer):
         self.ref_model = self._make_reference(ref_model, model)
         for one in (policy, self.value_model, self.ref_model, *self._reward_models()):
             if one is not None:
-                disable_dropout_in_model(one)
+                disable_dropout(one)
 
         self.dropped_prompts = 0
         with PartialState().main_process_first():
