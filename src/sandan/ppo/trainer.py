@@ -364,7 +364,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         indices = prompt_indices(update, args.batch_size, len(self.train_dataset), args.seed)
         first = self.accelerator.process_index * args.local_batch_size
         rows = [self.train_dataset[index] for index in indices[first : first + args.local_batch_size]]
-        with self._timed("rollout"):
+        with self._timed("time/rollout_seconds"):
             rollout = self.sample(rows, stream_seed(args.seed, SAMPLING, update, self.accelerator.process_index))
         self._experience = experience = self._learn_from(rollout)
         self.state.episode = (update + 1) * args.batch_size
@@ -390,10 +390,10 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
                     yield self._micro_batch(part) | {"tokens": tokens, "value_tokens": value_tokens}
 
     @contextlib.contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
+    def _timed(self, metric: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self._update_metrics[f"time/{phase}_seconds"] = time.perf_counter() - started
+        self._update_metrics[metric] = time.perf_counter() - started
 
     def _micro_batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         experience, args = self._experience, self.args
@@ -649,10 +649,10 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         """Score a rollout and turn it into advantages and returns."""
         args, device = self.args, self.accelerator.device
         lengths = rollout.lengths(device)
-        with self._timed("reward"):
+        with self._timed("time/reward_seconds"):
             components = self.score(rollout)
             before, scores = self._final_scores(components, rollout, training=True)
-        with self._timed("forward"):
+        with self._timed("time/forward_seconds"):
             logprobs, ref_logprobs, values = self._forward(rollout)
             mask, value_mask = response_masks(lengths, logprobs.shape[1], args.score_at_stop_token)
             kl = kl_estimate(logprobs, ref_logprobs, args.kl_estimator).masked_fill(~mask, 0)
