@@ -1,6 +1,7 @@
 """The pure functions of PPO against slow loops, closed forms and hand-made cases."""
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from sandan.ppo import math as ppo
 
 
 SEEDS = st.integers(0, 2**31)
+WIDTHS = st.integers(1, 7)
 
 
 def normal(*shape, seed=0):
@@ -48,6 +50,43 @@ def test_k2_is_half_the_squared_log_ratio_and_k3_is_never_negative():
     assert (ppo.kl_estimate(policy, reference, "k3") >= 0).all()
     with pytest.raises(ValueError, match="k9"):
         ppo.kl_estimate(policy, reference, "k9")
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=SEEDS, width=WIDTHS, scale=st.sampled_from([1.0, 1000.0]))
+def test_kl_estimates_equal_their_definitions_and_stay_finite(seed, width, scale):
+    policy, reference = normal(3, width, seed=seed) * scale, normal(3, width, seed=seed + 1) * scale
+    estimates = {one: ppo.kl_estimate(policy, reference, one) for one in ("k1", "k2", "k3")}
+    for row in range(3):
+        for t in range(width):
+            log_ratio = reference[row, t].item() - policy[row, t].item()
+            assert estimates["k1"][row, t].item() == pytest.approx(-log_ratio)
+            assert estimates["k2"][row, t].item() == pytest.approx(log_ratio**2 / 2)
+            if abs(log_ratio) <= 20:
+                assert estimates["k3"][row, t].item() == pytest.approx(math.exp(log_ratio) - 1 - log_ratio, abs=1e-9)
+    assert all(one.float().isfinite().all() for one in estimates.values())
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=SEEDS, width=WIDTHS, at_stop=st.booleans(), beta=st.sampled_from([0.0, 0.05, 1.0]))
+def test_an_answer_gets_the_same_advantages_alone_and_in_a_padded_batch(seed, width, at_stop, beta):
+    lengths, _ = random_mask(4, width, seed)
+    policy_mask, value_mask = ppo.response_masks(lengths, width, at_stop)
+    kl, values, scores = normal(4, width, seed=seed + 1), normal(4, width, seed=seed + 2), normal(4, seed=seed + 3)
+    kl, values = kl * policy_mask, values * value_mask
+    rewards = ppo.token_rewards(kl, scores, lengths, beta, at_stop)
+    advantages, returns = ppo.generalized_advantages(rewards, values, 0.99, 0.9)
+    for row in range(4):
+        n = int(lengths[row])
+        end = n - 1 if at_stop else min(n, width - 1)  # where the score is paid
+        future = 0.0
+        for t in reversed(range(end + 1)):
+            reward = (-beta * kl[row, t].item() if t < n else 0.0) + (scores[row].item() if t == end else 0.0)
+            following = values[row, t + 1].item() if t < end else 0.0
+            future = reward + 0.99 * following - values[row, t].item() + 0.99 * 0.9 * future
+            assert advantages[row, t].item() == pytest.approx(future, abs=1e-9)
+            assert returns[row, t].item() == pytest.approx(future + values[row, t].item(), abs=1e-9)
+        assert (advantages[row, end + 1 :] == 0).all()
 
 
 def test_the_score_is_paid_after_the_stop_token_or_at_the_last_position():
@@ -152,6 +191,44 @@ def test_policy_loss_is_finite_at_extremes():
     assert ratio.item() == pytest.approx(math.exp(20), rel=1e-5)
 
 
+@settings(deadline=None, max_examples=50)
+@given(seed=SEEDS, clip=st.sampled_from([0.1, 0.2, 0.5]), dual=st.sampled_from([None, 1.5, 3.0]), width=WIDTHS)
+def test_policy_loss_and_its_gradient_equal_the_definition(seed, clip, dual, width):
+    new, old, advantages = (normal(3, width, seed=seed + one) for one in range(3))
+    new.requires_grad_(True)
+    losses, ratios, active = ppo.clipped_policy_loss(new, old, advantages, clip, dual)
+    losses.sum().backward()
+    for row in range(3):
+        for t in range(width):
+            advantage = advantages[row, t].item()
+            ratio = math.exp(new[row, t].item() - old[row, t].item())
+            objective = min(ratio * advantage, min(max(ratio, 1 - clip), 1 + clip) * advantage)
+            flat = objective != ratio * advantage
+            if dual is not None and advantage < 0 and objective < dual * advantage:
+                objective, flat = dual * advantage, True
+            assert ratios[row, t].item() == pytest.approx(ratio)
+            assert losses[row, t].item() == pytest.approx(-objective)
+            assert active[row, t].item() is flat
+            assert new.grad[row, t].item() == pytest.approx(0 if flat else -ratio * advantage)
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=SEEDS, clip=st.sampled_from([0.1, 0.2, 1.0]), width=WIDTHS)
+def test_value_loss_and_its_gradient_equal_the_definition(seed, clip, width):
+    new, old, returns = (normal(3, width, seed=seed + one) for one in range(3))
+    new.requires_grad_(True)
+    losses, active = ppo.clipped_value_loss(new, old, returns, clip)
+    losses.sum().backward()
+    for row in range(3):
+        for t in range(width):
+            value, before, target = (one[row, t].item() for one in (new, old, returns))
+            near = min(max(value, before - clip), before + clip)
+            worse = (near - target) ** 2 > (value - target) ** 2
+            assert losses[row, t].item() == pytest.approx(max((near - target) ** 2, (value - target) ** 2) / 2)
+            assert active[row, t].item() is worse
+            assert new.grad[row, t].item() == pytest.approx(0 if worse else value - target)
+
+
 def test_value_loss_takes_the_worse_of_both_and_stops_at_the_clip():
     old, returns = torch.zeros(1, 3), torch.tensor([[1.0, 1.0, -1.0]])
     values = torch.tensor([[0.1, 0.5, 0.5]], requires_grad=True)
@@ -160,6 +237,17 @@ def test_value_loss_takes_the_worse_of_both_and_stops_at_the_clip():
     assert losses.tolist() == [pytest.approx([0.5 * 0.9**2, 0.5 * 0.8**2, 0.5 * 1.5**2])]
     assert clipped.tolist() == [[False, True, False]]
     assert values.grad.tolist() == [pytest.approx([-0.9, 0.0, 1.5])]
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=SEEDS, width=st.integers(2, 7))
+def test_explained_variance_equals_the_definition(seed, width):
+    values, returns = normal(4, width, seed=seed), normal(4, width, seed=seed + 1)
+    _, mask = random_mask(4, width, seed)
+    kept = [(values[i, t].item(), returns[i, t].item()) for i in range(4) for t in range(width) if mask[i, t]]
+    unexplained = statistics.pvariance([target - value for value, target in kept])
+    expected = 1 - unexplained / max(statistics.pvariance([target for _, target in kept]), 1e-8)
+    assert ppo.explained_variance(values, returns, mask).item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 def test_explained_variance_of_perfect_mean_and_wrong_critics():
@@ -173,3 +261,28 @@ def test_kl_controller_moves_towards_its_target_and_at_most_20_percent_a_horizon
     assert ppo.adapted_kl_coef(0.1, kl=6, target_kl=6, episodes=100, horizon=100) == pytest.approx(0.1)
     assert ppo.adapted_kl_coef(0.1, kl=600, target_kl=6, episodes=100, horizon=100) == pytest.approx(0.12)
     assert ppo.adapted_kl_coef(0.1, kl=0, target_kl=6, episodes=50, horizon=100) == pytest.approx(0.09)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=SEEDS, sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5), offset=st.sampled_from([0.0, 1e4]))
+def test_running_moments_are_those_of_all_values_so_far(seed, sizes, offset):
+    batches = [normal(size, seed=seed + index) + offset for index, size in enumerate(sizes)]
+    moments = (0.0, 0.0, 0.0)
+    for batch in batches:
+        moments = ppo.updated_moments(moments, batch)
+    everything = torch.cat(batches)
+    assert moments[:2] == pytest.approx((len(everything), everything.mean().item()))
+    if len(everything) > 1:
+        assert ppo.standard_deviation(moments) == pytest.approx(everything.std().item())
+
+
+def test_nothing_that_has_not_varied_is_scaled():
+    assert ppo.standard_deviation((0.0, 0.0, 0.0)) == 1
+    assert ppo.standard_deviation(ppo.updated_moments((0.0, 0.0, 0.0), torch.full((4,), 7.0))) == 1
+
+
+def test_repetition_is_the_share_of_n_grams_seen_before():
+    assert ppo.repeated_share([1, 2, 3, 4, 5]) == 0
+    assert ppo.repeated_share([1, 2, 3, 1, 2, 3]) == pytest.approx(1 / 4)
+    assert ppo.repeated_share([7] * 12) == pytest.approx(9 / 10)
+    assert ppo.repeated_share([7, 7]) == ppo.repeated_share([]) == 0

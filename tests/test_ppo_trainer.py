@@ -273,7 +273,7 @@ def test_two_ranks_make_the_run_of_one(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([*command, str(tmp_path / "two")], check=True, env=environment, capture_output=True, timeout=120)
     one, two = (json.loads((tmp_path / name / "logs.json").read_text()) for name in ("one", "two"))
-    timed = {"eps", "time/rollout_seconds", "time/update_seconds"}
+    timed = {name for log in one for name in log if name == "eps" or name.startswith("time/")}
     assert len(one) == len(two) == 3
     for first, second in zip(one, two, strict=True):
         assert {name: first[name] for name in first if name not in timed} == pytest.approx(
@@ -313,6 +313,11 @@ def train_on_fixed_answers(folder, accumulation):
             whiten_rewards=True,
             entropy_coef=0.01,
             target_kl=1.0,
+            scale_scores=True,
+            length_penalty=0.01,
+            critic_learning_rate=2e-3,
+            policy_ema_decay=0.9,
+            max_approx_kl=1.0,
             disable_tqdm=True,
         ),
         train_dataset=make_dataset(),
@@ -562,6 +567,19 @@ def test_a_reward_model_with_another_tokenizer_reads_text(tiny):
     assert text.value_model.score.weight.abs().sum() == 0  # not from a model that reads other tokens
 
 
+def test_a_failing_reward_function_is_one_error_with_its_cause(tiny):
+    def broken(prompts, completions):
+        raise KeyError("topic")
+
+    with pytest.raises(
+        ValueError, match=r"step 1 \(update 1\): reward broken: raised KeyError: 'topic' on 8"
+    ) as caught:
+        tiny(reward=broken, **ONE).train()
+    assert isinstance(caught.value.__cause__.__cause__, KeyError)
+    with pytest.raises(ValueError, match=r"reward <lambda>: row 7: expected a number, found None for the prompt 'w"):
+        tiny(reward=lambda prompts, completions: [0.0] * 7 + [None], **ONE).train()
+
+
 def test_bad_rewards_are_named(tiny):
     with pytest.raises(ValueError, match="returned 1 scores for 8 completions"):
         tiny(reward=lambda prompts, completions: [0.0], **ONE).train()
@@ -641,8 +659,12 @@ def test_metrics_of_an_update_are_logged_once(tiny):  # T2, T11
     assert first["epoch"] == 8 / 64
     wanted = [
         "time/rollout_seconds",
+        "time/reward_seconds",
+        "time/forward_seconds",
         "time/update_seconds",
+        "time/tokens_per_second",
         "val/response_tokens",
+        "val/repeated_share",
         "val/stopped_share",
         "grad_norm",
         "lr",
@@ -665,7 +687,11 @@ def test_samples_are_logged_and_returned(tiny, caplog):
     trainer = tiny(num_sample_generations=2, reward=share_of_w5)
     with caplog.at_level(logging.INFO, logger="sandan"):
         trainer.train()
-    assert sum(": score 0." in line for line in caplog.text.splitlines()) == 8
+    assert caplog.text.count("samples at step") == 2
+    header, rule, *rows = caplog.records[-1].getMessage().splitlines()[1:]
+    assert [cell.strip() for cell in header.split("|")] == ["score", "tokens", "ended", "prompt", "answer"]
+    assert len(rows) == 4
+    assert {line.index("|") for line in [header, *rows]} == {rule.index("+")}
     samples = trainer.generate_completions(sampling=True)
     assert [set(sample) for sample in samples] == [{"prompt", "completion", "score"}] * 8
 

@@ -80,7 +80,15 @@ class PPOConfig(TrainingArguments):
     center_rewards: bool = field(
         default=False, metadata={"help": "Subtract the mean score of the first batch, which the initial policy wrote."}
     )
-    score_clip: float | None = field(default=None, metadata={"help": "Clip scores to +-X (after centring)."})
+    scale_scores: bool = field(
+        default=False, metadata={"help": "Divide scores by the running standard deviation of all scores so far."}
+    )
+    score_clip: float | None = field(
+        default=None, metadata={"help": "Clip scores to +-X (after centring and scaling)."}
+    )
+    length_penalty: float | None = field(
+        default=None, metadata={"help": "Subtract X from the score for each token of the answer (after all else)."}
+    )
     missing_eos_penalty: float | None = field(
         default=None, metadata={"help": "Positive penalty for answers without the stop token."}
     )
@@ -110,6 +118,25 @@ class PPOConfig(TrainingArguments):
     cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the value."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
+    dual_clip: float | None = field(
+        default=None, metadata={"help": "Bound the loss of a token with A < 0 by -X A (X > 1, e.g. 3); unset: none."}
+    )
+    max_approx_kl: float | None = field(
+        default=None,
+        metadata={"help": "Skip the rest of an update once a step's approximate KL (nats per token) is above X."},
+    )
+    critic_learning_rate: float | None = field(
+        default=None, metadata={"help": "Initial learning rate of the critic; unset: learning_rate."}
+    )
+    policy_ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "Average the policy's weights, avg = X avg + (1 - X) w a step; saved in ema_policy/."},
+    )
+
+    # Guards
+    stop_on_collapse: bool = field(
+        default=False, metadata={"help": "End the run with an error when the policy collapses, before it is saved."}
+    )
 
     # Derived: whatever is given is overwritten by the trainer (TRL scripts read them)
     world_size: int | None = field(default=None, metadata={"help": "Derived: processes."})
@@ -139,9 +166,24 @@ class PPOConfig(TrainingArguments):
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: must be greater than 0, found {getattr(self, name)}")
-        for name in ("total_episodes", "missing_eos_penalty", "target_kl", "score_clip", "max_prompt_tokens"):
+        for name in (
+            "total_episodes",
+            "missing_eos_penalty",
+            "target_kl",
+            "score_clip",
+            "length_penalty",
+            "max_prompt_tokens",
+            "max_approx_kl",
+            "critic_learning_rate",
+        ):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name}: must be greater than 0 or unset, found {getattr(self, name)}")
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise ValueError(f"dual_clip: must be greater than 1 or unset, found {self.dual_clip}")
+        if self.policy_ema_decay is not None and not 0 < self.policy_ema_decay < 1:
+            raise ValueError(f"policy_ema_decay: must be between 0 and 1 or unset, found {self.policy_ema_decay}")
+        if self.max_approx_kl is not None and self.fp16:
+            raise ValueError("max_approx_kl: not with fp16, whose loss scaler cannot skip a step; use bf16")
         for name, choices in (
             ("stop_token", (None, "eos")),
             ("kl_estimator", ("k1", "k2", "k3")),

@@ -13,7 +13,7 @@ Shapes: B rows (answers), T response positions. Log-probabilities and divergence
 (arXiv 2403.17031), whose published code fixes every detail that the papers leave open.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -133,12 +133,20 @@ def whiten(
 
 
 def clipped_policy_loss(
-    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, cliprange: float
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    cliprange: float,
+    dual_clip: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """max(-A rho, -A clip(rho, 1 - eps, 1 + eps)) per token (Schulman et al. 2017, eq. 7, negated).
 
+    Where A < 0 this has no upper bound in rho: one token that became far more probable can rule a whole step. With
+    `dual_clip` c the loss is then at most -c A (Ye et al. 2020, arXiv 1912.09729, eq. 5).
+
     Args:
         logprobs, old_logprobs, advantages (`(B, T)`): gradients flow through `logprobs` only.
+        dual_clip: c > 1, or None for no bound.
 
     Returns:
         Losses, ratios rho and whether clipping was active, all `(B, T)`.
@@ -146,7 +154,12 @@ def clipped_policy_loss(
     ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     free = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
-    return torch.maximum(free, clipped), ratio, clipped > free
+    losses, active = torch.maximum(free, clipped), clipped > free
+    if dual_clip is not None:
+        bound = -advantages * dual_clip
+        beyond = (advantages < 0) & (losses > bound)
+        losses, active = torch.where(beyond, bound, losses), active | beyond
+    return losses, ratio, active
 
 
 def clipped_value_loss(
@@ -186,3 +199,42 @@ def adapted_kl_coef(kl_coef: float, kl: float, target_kl: float, episodes: int, 
     """
     error = min(max(kl / target_kl - 1, -0.2), 0.2)
     return kl_coef * (1 + error * episodes / horizon)
+
+
+Moments = tuple[float, float, float]
+
+
+def updated_moments(moments: Moments, values: torch.Tensor, reduce: Reduce = _on_one_rank) -> Moments:
+    """Count, mean and sum of squared deviations of all values so far (Chan, Golub and LeVeque 1979, eq. 2.1).
+
+    Args:
+        moments: of the values before; `(0, 0, 0)` at the start.
+        values (`(B,)`): this rank's new ones.
+        reduce: sums a tensor over the ranks.
+    """
+    old_count, old_mean, old_deviations = moments
+    values = values.double()
+    total, new_count = reduce(torch.stack([values.sum(), torch.ones_like(values).sum()])).tolist()
+    mean = total / new_count
+    deviations = reduce((values - mean).square().sum()).item()
+    count, shift = old_count + new_count, mean - old_mean
+    return (
+        count,
+        old_mean + shift * new_count / count,
+        old_deviations + deviations + shift**2 * old_count * new_count / count,
+    )
+
+
+def standard_deviation(moments: Moments) -> float:
+    """The unbiased one; 1 where nothing has varied yet, so that it can be divided by."""
+    count, _, deviations = moments
+    return (deviations / (count - 1)) ** 0.5 if count > 1 and deviations > 0 else 1.0
+
+
+def repeated_share(token_ids: Sequence[int], size: int = 3) -> float:
+    """Share of a text's n-grams of `size` tokens that occurred in it before: 0 never, towards 1 a loop.
+
+    It is 1 - distinct / all (the `seq-rep-n` of Welleck et al. 2020, arXiv 1908.04319, section 6).
+    """
+    grams = [tuple(token_ids[start : start + size]) for start in range(len(token_ids) - size + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

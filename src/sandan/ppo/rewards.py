@@ -46,11 +46,25 @@ class FunctionReward:
 
     def __call__(self, rollout: Rollout, batch_size: int) -> list[float]:
         columns = {name: values for name, values in rollout.columns().items() if self.takes_all or name in self.takes}
-        texts = [completion.text for completion in rollout.completions]
-        scores = list(self.function(rollout.prompts(self.tokenizer), texts, **columns))
+        prompts, texts = rollout.prompts(self.tokenizer), [completion.text for completion in rollout.completions]
+        try:
+            scores = list(self.function(prompts, texts, **columns))
+        except Exception as error:
+            raise ValueError(
+                f"reward {self.name}: raised {type(error).__name__}: {error} on {len(texts)} completions, the first "
+                f"for the prompt {prompts[0]!r}"
+            ) from error
         if len(scores) != len(texts):
             raise ValueError(f"reward {self.name}: returned {len(scores)} scores for {len(texts)} completions")
-        return [float(score) for score in scores]
+        for row, score in enumerate(scores):
+            try:
+                scores[row] = float(score)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"reward {self.name}: row {row}: expected a number, found {score!r} for the prompt "
+                    f"{prompts[row]!r}, completion {texts[row]!r}"
+                ) from error
+        return scores
 
 
 @dataclass

@@ -14,14 +14,12 @@ How it differs from the textbook algorithm, and from TRL's last PPOTrainer:
 
 import contextlib
 import copy
-import json
 import logging
 import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -35,16 +33,19 @@ from transformers import (
     DefaultFlowCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
 )
-from transformers.trainer_utils import EvalLoopOutput
 from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 from trl.trainer.utils import use_adapter
 
 from ..generation import batched, pad_left, sampling_config, to_completion
+from .checkpoints import ResumableTrainer
 from .config import PPOConfig
+from .ema import PolicyAverage
+from .evaluation import AnswerEvaluation
+from .flow import UpdateFlow, UpdateLoader
 from .math import (
+    Moments,
     adapted_kl_coef,
     clipped_policy_loss,
     clipped_value_loss,
@@ -52,8 +53,11 @@ from .math import (
     generalized_advantages,
     kl_estimate,
     masked_sum,
+    repeated_share,
     response_masks,
+    standard_deviation,
     token_rewards,
+    updated_moments,
     whiten,
 )
 from .modules import (
@@ -61,8 +65,6 @@ from .modules import (
     disable_dropout,
     has_score_head,
     load_model,
-    load_weights,
-    mark_special_tokens,
     token_logprobs,
     value_model_from_policy,
 )
@@ -77,6 +79,7 @@ from .rollout import (
     shuffled,
     stream_seed,
 )
+from .watch import Watch
 
 
 if TYPE_CHECKING:
@@ -84,41 +87,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VALUE_MODEL_FOLDER = "value_model"
-STATE_FILE = "ppo_state.json"
 POSTPONED = ("should_log", "should_evaluate", "should_save", "should_training_stop")
-# First numbers of the seeds of independent random streams (0 is the order of the prompts).
-SAMPLING, MINIBATCHES, EVALUATION = 1, 2, 3
-SHOWN_SAMPLES, SHOWN_CHARACTERS = 4, 200
-
-
-class UpdateFlow(DefaultFlowCallback):
-    """Trainer's epoch is one update here; the strategy "epoch" keeps its meaning, a pass over the data."""
-
-    def __init__(self, trainer: "PPOTrainer"):
-        self.trainer = trainer
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        rows, batch = len(self.trainer.train_dataset), args.batch_size
-        ended = state.episode // rows > (state.episode - batch) // rows or state.global_step >= state.max_steps
-        return super().on_epoch_end(args, state, control, **kwargs) if ended else control
-
-
-class UpdateLoader:
-    """What Trainer iterates over: for each update, the micro-batches of all its optimizer steps."""
-
-    def __init__(self, trainer: "PPOTrainer"):
-        self.trainer = trainer
-        self.update = 0
-
-    def __len__(self) -> int:
-        return self.trainer.steps_per_update * self.trainer.args.gradient_accumulation_steps
-
-    def set_epoch(self, epoch: int) -> None:
-        self.update = epoch
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        return self.trainer.micro_batches(self.update)
+# First numbers of the seeds of independent random streams (0 is the order of the prompts, 3 evaluation).
+SAMPLING, MINIBATCHES = 1, 2
+# What is added up over the micro-batches of an optimizer step, to be looked at before the step is made.
+STEP_SUMS = ("loss/policy_avg", "loss/value_avg", "policy/approxkl_avg", "tokens")
 
 
 @dataclass
@@ -135,7 +108,7 @@ class Experience:
     value_mask: torch.Tensor
 
 
-class PPOTrainer(Trainer):
+class PPOTrainer(ResumableTrainer, AnswerEvaluation):
     """Trains a policy and a critic with PPO against reward models, reward functions or a mixture of them.
 
     Args:
@@ -221,17 +194,39 @@ class PPOTrainer(Trainer):
         self._set_sizes()
         self.callback_handler.remove_callback(DefaultFlowCallback)
         self.callback_handler.callbacks.insert(0, UpdateFlow(self))
+        self.add_callback(Watch())
         self._place_frozen_models()
+        self._check_options(optimizers[0])
+        decay = args.policy_ema_decay
+        self.policy_average = None if decay is None else PolicyAverage(policy, decay)
+        self._set_state()
 
-        self.kl_coef = args.kl_coef
-        self.reward_center = None if args.center_rewards else 0.0
+    def _set_state(self) -> None:
+        """What changes during a run; the first three lines and `policy_average` are in every checkpoint."""
+        self.kl_coef = self.args.kl_coef
+        self.reward_center = None if self.args.center_rewards else 0.0
+        self.score_moments: Moments = (0.0, 0.0, 0.0)
         self.state.episode = 0
         self._postponed: set[str] = set()
         self._experience: Experience | None = None
         self._sums: dict[str, torch.Tensor] = {}
+        self._step_sums = torch.zeros(len(STEP_SUMS), device=self.accelerator.device)
+        self._steps_taken = 0
+        self._update_stopped = False
         self._update_metrics: dict[str, float] = {}
         self._history: list[dict[str, float]] = []
+        self._unlogged: dict[str, Any] = {}
         self._clock: tuple[float, int] | None = None
+
+    def _check_options(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Refuse options that this way of running cannot honour."""
+        args = self.args
+        if args.max_approx_kl is not None and self.is_deepspeed_enabled:
+            raise ValueError("max_approx_kl: not with DeepSpeed, which steps inside backward; use DDP or FSDP")
+        if args.policy_ema_decay is not None and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ValueError("policy_ema_decay: not with DeepSpeed or FSDP, which hold weights in shards; use DDP")
+        if args.critic_learning_rate is not None and optimizer is not None:
+            raise ValueError("critic_learning_rate: not with an optimizer of your own; give its groups their rates")
 
     # ---- Models and sizes ----
 
@@ -364,17 +359,20 @@ class PPOTrainer(Trainer):
     def micro_batches(self, update: int) -> Iterator[dict[str, torch.Tensor]]:
         """Sample the answers of one update and yield what its optimizer steps need, in the order they are made."""
         args, device = self.args, self.accelerator.device
-        started = time.perf_counter()
-        self._clock = self._clock or (started, update * args.batch_size)
+        self._rollout_started = time.perf_counter()
+        self._clock = self._clock or (self._rollout_started, update * args.batch_size)
+        self._update_metrics = {}
         indices = prompt_indices(update, args.batch_size, len(self.train_dataset), args.seed)
         first = self.accelerator.process_index * args.local_batch_size
         rows = [self.train_dataset[index] for index in indices[first : first + args.local_batch_size]]
-        rollout = self.sample(rows, stream_seed(args.seed, SAMPLING, update, self.accelerator.process_index))
+        with self._timed("time/rollout_seconds"):
+            rollout = self.sample(rows, stream_seed(args.seed, SAMPLING, update, self.accelerator.process_index))
         self._experience = experience = self._learn_from(rollout)
         self.state.episode = (update + 1) * args.batch_size
-        self._update_metrics["time/rollout_seconds"] = time.perf_counter() - started
         self._update_started = time.perf_counter()
         self._sums = defaultdict(lambda: torch.zeros((), device=device))
+        self._step_sums.zero_()
+        self._steps_taken, self._update_stopped = 0, False
         if (
             args.num_sample_generations
             and update % math.ceil(args.num_total_batches / args.num_sample_generations) == 0
@@ -391,6 +389,12 @@ class PPOTrainer(Trainer):
                 tokens, value_tokens = self._reduce(torch.stack([mask.sum() for mask in masks]))
                 for part in minibatch:
                     yield self._micro_batch(part) | {"tokens": tokens, "value_tokens": value_tokens}
+
+    @contextlib.contextmanager
+    def _timed(self, metric: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._update_metrics[metric] = time.perf_counter() - started
 
     def _micro_batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         experience, args = self._experience, self.args
@@ -416,7 +420,7 @@ class PPOTrainer(Trainer):
         args, mask, value_mask = self.args, inputs["old_policy_mask"], inputs["old_value_mask"]
         logprobs, entropies, values = model(inputs["input_ids"], inputs["attention_mask"], inputs["responses"])
         policy_losses, ratio, policy_clipped = clipped_policy_loss(
-            logprobs, inputs["old_logprobs"], inputs["old_advantages"], args.cliprange
+            logprobs, inputs["old_logprobs"], inputs["old_advantages"], args.cliprange, args.dual_clip
         )
         value_losses, value_clipped = clipped_value_loss(
             values, inputs["old_values"], inputs["old_returns"], args.cliprange_value
@@ -428,7 +432,7 @@ class PPOTrainer(Trainer):
         )
         with torch.no_grad():
             change = logprobs - inputs["old_logprobs"]
-            for name, total in {
+            sums = {
                 "tokens": mask.sum(),
                 "value_tokens": value_mask.sum(),
                 "policy/approxkl_avg": masked_sum(change.square() / 2, mask),
@@ -439,12 +443,81 @@ class PPOTrainer(Trainer):
                 "val/clipfrac_avg": masked_sum(value_clipped.float(), value_mask),
                 "val/ratio": masked_sum(ratio, mask),
                 "val/ratio_var": masked_sum(ratio.square(), mask),
-            }.items():
+            }
+            for name, total in sums.items():
                 self._sums[name] += total.detach()
+            self._step_sums += torch.stack([sums[name].detach().float() for name in STEP_SUMS])
         tokens, value_tokens = inputs["tokens"], inputs["value_tokens"]
         loss = policy_loss / tokens + args.vf_coef * value_loss / value_tokens - args.entropy_coef * entropy / tokens
         # Trainer divides by the micro-batches of the step and DDP by the ranks; the division by tokens did both.
         return loss * self.current_gradient_accumulation_steps * self.accelerator.num_processes
+
+    # ---- Optimizer steps ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Trainer's, with the critic's weights in groups of their own if they have another learning rate."""
+        if self.optimizer is not None or self.args.critic_learning_rate is None:
+            return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        named = (self.model if model is None else model).named_parameters()
+        critic = {id(parameter) for name, parameter in named if "value_model" in name.split(".")}
+        for group in list(optimizer.param_groups):
+            own = [parameter for parameter in group["params"] if id(parameter) in critic]
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in critic]
+            optimizer.add_param_group({**group, "params": own, "lr": self.args.critic_learning_rate})
+        return optimizer
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Trainer's; nothing is computed in what remains of an update that `max_approx_kl` stopped.
+
+        Those steps still count. Without gradients torch's optimizers change neither weights nor moments, while
+        Trainer's step number, and with it the learning rate, the checkpoints and the place to resume from, goes on as
+        if they had been made: it stays a function of the number of updates. (In the logs they count as steps of loss 0
+        and gradient norm 0; the means of `policy/...` and `loss/...` are over the tokens that were computed.)
+        """
+        if self._update_stopped:
+            return torch.zeros((), device=self.accelerator.device)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None) -> Any:
+        """Trainer's, and the last look before the optimizer moves, with the same numbers on every rank.
+
+        (DeepSpeed has stepped by now: there the error comes one step late.)
+
+        Raises:
+            FloatingPointError: if the losses or the gradient are not finite.
+        """
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if self._update_stopped:
+            return grad_norm
+        *losses, approx_kl, tokens = self._reduce(self._step_sums).tolist()
+        self._step_sums.zero_()
+        # A gradient that overflows fp16 is not an error there: the loss scaler skips the step and goes on lower.
+        norm = 0.0 if grad_norm is None or self.args.fp16 else float(grad_norm)
+        if not all(map(math.isfinite, (*losses, norm))):
+            found = (f"{name} {one / tokens:.3g}" for name, one in zip(STEP_SUMS, losses, strict=False))
+            raise FloatingPointError(
+                f"{self._place()}: not finite: {', '.join(found)}, gradient norm {norm:.3g}; the weights are still "
+                "those of the step before. Lower learning_rate or max_grad_norm, or use bf16 or float32"
+            )
+        if self.args.max_approx_kl is not None and approx_kl / tokens > self.args.max_approx_kl:
+            self._update_stopped = True
+            model.zero_grad()
+        return grad_norm
+
+    def after_optimizer_step(self) -> None:
+        """Count the step and average the policy, unless there was none (see `training_step`)."""
+        if self._update_stopped or self.accelerator.optimizer_step_was_skipped:
+            return
+        self._steps_taken += 1
+        if self.policy_average is not None:
+            self.policy_average.update()
+
+    def _place(self) -> str:
+        """The optimizer step that comes next, for error messages."""
+        return f"step {self.state.global_step + 1} (update {self.state.global_step // self.steps_per_update + 1})"
 
     # ---- Rollout ----
 
@@ -515,24 +588,54 @@ class PPOTrainer(Trainer):
         """Scores of each reward, `(B, rewards)`, float32.
 
         Raises:
-            ValueError: naming the prompt, if a score is not finite.
+            ValueError: naming the reward and the row, if one fails or a score is not finite.
         """
-        columns = [reward(rollout, self.args.local_rollout_forward_batch_size) for reward in self.rewards]
-        scores = torch.tensor(columns, dtype=torch.float32).T
-        bad = (~scores.isfinite()).nonzero().tolist()
-        if bad:
-            row, column = bad[0]
-            prompt, name = rollout.prompts(self.processing_class)[row], self.rewards[column].name
-            raise ValueError(
-                f"reward {name}: {scores[row, column].item()} for the prompt {prompt!r}, "
-                f"completion {rollout.completions[row].text!r}; scores must be finite"
-            )
+        scores, error = torch.empty(0), None
+        try:
+            columns = [reward(rollout, self.args.local_rollout_forward_batch_size) for reward in self.rewards]
+            scores = torch.tensor(columns, dtype=torch.float32).T
+            bad = (~scores.isfinite()).nonzero().tolist()
+            if bad:
+                row, column = bad[0]
+                prompt, name = rollout.prompts(self.processing_class)[row], self.rewards[column].name
+                raise ValueError(
+                    f"reward {name}: {scores[row, column].item()} for the prompt {prompt!r}, "
+                    f"completion {rollout.completions[row].text!r} (row {row}); scores must be finite"
+                )
+        except ValueError as caught:
+            error = caught
+        # A process that stopped alone would leave the others waiting for it in the next reduction.
+        failed = int(self._reduce(torch.tensor(float(error is not None), device=self.accelerator.device)))
+        if failed:
+            raise ValueError(f"{self._place()}: {error or f'rewards failed in {failed} other processes'}") from error
         return scores.to(self.accelerator.device)
 
+    def _final_scores(
+        self, components: torch.Tensor, rollout: Rollout, training: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One score per answer, `(B,)`, from those of each reward, before and after penalties.
+
+        Args:
+            training: let the batch set the centre and count towards the running deviation.
+        """
+        args, device = self.args, self.accelerator.device
+        raw = components @ self.reward_weights.to(device)
+        if training and self.reward_center is None:
+            self.reward_center = self._mean(raw)
+            logger.info("rewards are centred by the first batch's mean, %.4f", self.reward_center)
+        if training and args.scale_scores:
+            self.score_moments = updated_moments(self.score_moments, raw, self._reduce)
+        before, scores = self._shape_scores(raw, rollout.stopped(device))
+        if args.length_penalty is not None:
+            scores = scores - args.length_penalty * rollout.lengths(device)
+        return before, scores
+
     def _shape_scores(self, scores: torch.Tensor, stopped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Centre and clip scores `(B,)`, then penalise answers that did not stop: before and after the penalty."""
+        """Centre, scale and clip scores `(B,)`, then penalise answers that did not stop: before and after this."""
         args = self.args
         scores = scores - (self.reward_center or 0.0)
+        if args.scale_scores:
+            scores = scores / standard_deviation(self.score_moments)
         if args.score_clip is not None:
             scores = scores.clamp(-args.score_clip, args.score_clip)
         if args.missing_eos_penalty is None:
@@ -546,41 +649,73 @@ class PPOTrainer(Trainer):
     def _learn_from(self, rollout: Rollout) -> Experience:
         """Score a rollout and turn it into advantages and returns."""
         args, device = self.args, self.accelerator.device
-        lengths, stopped = rollout.lengths(device), rollout.stopped(device)
-        components = self.score(rollout)
-        raw = components @ self.reward_weights.to(device)
-        if self.reward_center is None:
-            self.reward_center = self._mean(raw)
-            logger.info("rewards are centred by the first batch's mean, %.4f", self.reward_center)
-        before, scores = self._shape_scores(raw, stopped)
+        lengths = rollout.lengths(device)
+        with self._timed("time/reward_seconds"):
+            components = self.score(rollout)
+            before, scores = self._final_scores(components, rollout, training=True)
+        with self._timed("time/forward_seconds"):
+            logprobs, ref_logprobs, values = self._forward(rollout)
+            mask, value_mask = response_masks(lengths, logprobs.shape[1], args.score_at_stop_token)
+            kl = kl_estimate(logprobs, ref_logprobs, args.kl_estimator).masked_fill(~mask, 0)
+            values = values.masked_fill(~value_mask, 0)
+            rewards = token_rewards(kl, scores, lengths, self.kl_coef, args.score_at_stop_token)
+            if args.whiten_rewards:
+                rewards = whiten(rewards, value_mask, shift_mean=False, reduce=self._reduce)
+            advantages, returns = generalized_advantages(rewards, values, args.gamma, args.lam)
+            if args.whiten_advantages:
+                advantages = whiten(advantages, mask, reduce=self._reduce)
+            self._check_finite(
+                log_probs=logprobs.masked_fill(~mask, 0), kl=kl, values=values, advantages=advantages, returns=returns
+            )
+        experience = Experience(rollout, scores, logprobs, values, advantages, returns, mask, value_mask)
+        self._update_metrics |= self._rollout_metrics(experience, kl, before, components)
+        return experience
 
-        logprobs, ref_logprobs, values = self._forward(rollout)
-        mask, value_mask = response_masks(lengths, logprobs.shape[1], args.score_at_stop_token)
-        kl = kl_estimate(logprobs, ref_logprobs, args.kl_estimator).masked_fill(~mask, 0)
-        values = values.masked_fill(~value_mask, 0)
-        rewards = token_rewards(kl, scores, lengths, self.kl_coef, args.score_at_stop_token)
-        if args.whiten_rewards:
-            rewards = whiten(rewards, value_mask, shift_mean=False, reduce=self._reduce)
-        advantages, returns = generalized_advantages(rewards, values, args.gamma, args.lam)
-        if args.whiten_advantages:
-            advantages = whiten(advantages, mask, reduce=self._reduce)
+    def _check_finite(self, **tensors: torch.Tensor) -> None:
+        """Refuse numbers that would ruin the weights; the first in the order of computation is the cause.
 
+        Raises:
+            FloatingPointError: on all ranks, if one of them has an answer with such a number.
+        """
+        bad = torch.stack([(~one.isfinite()).any(1).sum() for one in tensors.values()])
+        for name, answers in zip(tensors, self._reduce(bad).tolist(), strict=True):
+            if answers:
+                raise FloatingPointError(
+                    f"{self._place()}: {name.replace('_', '-')} not finite in {answers} of {self.args.batch_size} "
+                    "answers; the weights are still those of the step before"
+                )
+
+    def _rollout_metrics(
+        self, experience: Experience, kl: torch.Tensor, scores_before: torch.Tensor, components: torch.Tensor
+    ) -> dict[str, float]:
+        """What is known of an update before its first optimizer step.
+
+        Args:
+            kl (`(B, T)`): per token, 0 outside the answers.
+            scores_before (`(B,)`): before penalties.
+            components (`(B, rewards)`): of each reward.
+        """
+        device, rollout, mask = self.accelerator.device, experience.rollout, experience.policy_mask
         mean_kl, non_score = self._mean(kl.sum(1)), self._mean(-self.kl_coef * kl.sum(1))
-        self._update_metrics = {
+        mean_score, stopped = self._mean(experience.scores), rollout.stopped(device)
+        repeated = torch.tensor([repeated_share(one.token_ids) for one in rollout.completions], device=device)
+        return {
             "objective/kl": mean_kl,
-            "objective/entropy": self._mean((-logprobs).masked_fill(~mask, 0).sum(1)),
+            "objective/entropy": self._mean((-experience.logprobs).masked_fill(~mask, 0).sum(1)),
             "objective/non_score_reward": non_score,
-            "objective/rlhf_reward": self._mean(scores) + non_score,
-            "objective/scores": self._mean(scores),
-            "objective/scores_before_penalty": self._mean(before),
+            "objective/rlhf_reward": mean_score + non_score,
+            "objective/scores": mean_score,
+            "objective/scores_before_penalty": self._mean(scores_before),
             "objective/kl_coef": self.kl_coef,
             "val/num_eos_tokens": self._reduce(stopped.sum()).item(),
             "val/stopped_share": self._mean(stopped.float()),
-            "val/response_tokens": self._mean(lengths.float()),
-            "val/explained_variance": explained_variance(values, returns, value_mask, self._reduce).item(),
+            "val/response_tokens": self._mean(rollout.lengths(device).float()),
+            "val/repeated_share": self._mean(repeated),
+            "val/explained_variance": explained_variance(
+                experience.values, experience.returns, experience.value_mask, self._reduce
+            ).item(),
             **self._component_means(components),
         }
-        return Experience(rollout, scores, logprobs, values, advantages, returns, mask, value_mask)
 
     def _component_means(self, components: torch.Tensor) -> dict[str, float]:
         names = [f"rewards/{reward.name}" for reward in self.rewards]
@@ -594,7 +729,7 @@ class PPOTrainer(Trainer):
         """The mean over the episodes of all ranks (each has as many)."""
         return self._reduce(values.mean()).item() / self.accelerator.num_processes
 
-    # ---- Logs, evaluation and checkpoints at the end of an update ----
+    # ---- The end of an update ----
 
     def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
         if self.state.global_step % self.steps_per_update:
@@ -623,6 +758,10 @@ class PPOTrainer(Trainer):
             metrics[name] = total.item() / (value_tokens if over_value_mask else tokens)
         metrics["val/ratio_var"] -= metrics["val/ratio"] ** 2
         metrics["time/update_seconds"] = now - self._update_started
+        tokens_sampled = metrics["val/response_tokens"] * args.batch_size
+        metrics["time/tokens_per_second"] = tokens_sampled / (now - self._rollout_started)
+        if args.max_approx_kl is not None:
+            metrics["policy/epochs_used"] = self._steps_taken / args.num_mini_batches
         started, episodes = self._clock
         metrics["eps"] = (self.state.episode - episodes) / (now - started)
         metrics["episode"] = self.state.episode
@@ -641,109 +780,3 @@ class PPOTrainer(Trainer):
             logs |= means | {"eps": last["eps"], "episode": last["episode"], "lr": logs["learning_rate"]}
             self._history.clear()
         super().log(logs, start_time)
-
-    @torch.no_grad()
-    def evaluation_loop(
-        self,
-        dataloader: torch.utils.data.DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Answer the held-out prompts at the training temperature: scores, KL, lengths; the same seed every time."""
-        args, device, dataset = self.args, self.accelerator.device, dataloader.dataset
-        rank, ranks, total = self.accelerator.process_index, self.accelerator.num_processes, len(dataset)
-        # Every rank takes as many rows (some twice, with weight 0): sharded models generate together.
-        mine = range(rank, math.ceil(total / ranks) * ranks, ranks)
-        sums = torch.zeros(5 + len(self.rewards), device=device, dtype=torch.float64)
-        for number, batch in enumerate(batched(mine, args.per_device_eval_batch_size)):
-            rows = [dataset[index % total] for index in batch]
-            rollout = self.sample(rows, stream_seed(args.seed, EVALUATION, number, rank))
-            lengths, stopped = rollout.lengths(device), rollout.stopped(device)
-            components = self.score(rollout)
-            _, scores = self._shape_scores(components @ self.reward_weights.to(device), stopped)
-            logprobs, ref_logprobs, _ = self._forward(rollout)
-            mask, _ = response_masks(lengths, logprobs.shape[1])
-            kl = kl_estimate(logprobs, ref_logprobs, args.kl_estimator).masked_fill(~mask, 0).sum(1)
-            weight = torch.tensor([float(index < total) for index in batch], device=device, dtype=torch.float64)
-            columns = torch.stack([torch.ones_like(scores), scores, kl, lengths.float(), stopped.float()], 1)
-            sums += weight @ torch.cat([columns, components], 1).double()
-        count, *sums = self._reduce(sums).tolist()
-        names = ["objective/scores", "objective/kl", "val/response_tokens", "val/stopped_share"]
-        names += [f"rewards/{reward.name}" for reward in self.rewards]
-        metrics = {f"{metric_key_prefix}_{name}": one / count for name, one in zip(names, sums, strict=True)}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=total)
-
-    def generate_completions(self, sampling: bool = False) -> list[dict[str, Any]]:
-        """Answer the evaluation prompts greedily and log a few of the answers.
-
-        Args:
-            sampling: only the first batch of prompts.
-
-        Returns:
-            Rows with `prompt`, `completion` and `score` (this rank's answers).
-        """
-        dataset = self.get_eval_dataloader().dataset
-        size = self.args.per_device_eval_batch_size
-        rows = [dataset[index] for index in range(min(size, len(dataset)) if sampling else len(dataset))]
-        rollout = self.sample(rows, seed=0, greedy=True)
-        scores = (self.score(rollout) @ self.reward_weights.to(self.accelerator.device)).tolist()
-        self._show_samples(rollout, scores)
-        texts = [completion.text for completion in rollout.completions]
-        columns = zip(rollout.prompts(self.processing_class), texts, scores, strict=True)
-        return [{"prompt": prompt, "completion": text, "score": score} for prompt, text, score in columns]
-
-    def _show_samples(self, rollout: Rollout, scores: list[float]) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        prompts = rollout.prompts(self.processing_class)[:SHOWN_SAMPLES]
-        for prompt, completion, score in zip(prompts, rollout.completions, scores, strict=False):
-            texts = [repr(text)[:SHOWN_CHARACTERS] for text in (prompt, completion.text)]
-            logger.info("step %d: score %.3f: %s -> %s", self.state.global_step, score, *texts)
-
-    # ---- Checkpoints ----
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """The policy at the root, the critic in `value_model/`, both plain `from_pretrained` folders.
-
-        Args:
-            state_dict: of the wrapper, where the weights had to be gathered from shards.
-        """
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        wrapper = self.accelerator.unwrap_model(self.model)
-        mark_special_tokens(wrapper.policy, self.processing_class, self.stop_token_id)
-        for name, part, target in (
-            ("policy.", wrapper.policy, folder),
-            ("value_model.", wrapper.value_model, folder / VALUE_MODEL_FOLDER),
-        ):
-            weights = state_dict and {
-                key.removeprefix(name): value for key, value in state_dict.items() if key.startswith(name)
-            }
-            part.save_pretrained(target, state_dict=weights)
-        self.processing_class.save_pretrained(folder)
-        torch.save(self.args, folder / "training_args.bin")
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        elif not self.is_deepspeed_enabled:
-            load_weights(self.policy_model, Path(resume_from_checkpoint))
-            load_weights(self.value_model, Path(resume_from_checkpoint, VALUE_MODEL_FOLDER))
-
-    def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint, self.model)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            state = {"kl_coef": self.kl_coef, "reward_center": self.reward_center}
-            Path(output_dir, STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            state = json.loads(Path(checkpoint, STATE_FILE).read_text(encoding="utf-8"))
-            self.kl_coef, self.reward_center = state["kl_coef"], state["reward_center"]

@@ -1,0 +1,66 @@
+"""An average of the policy's weights over the optimizer steps."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .modules import load_weights
+
+
+EMA_FOLDER = "ema_policy"
+
+
+class PolicyAverage:
+    """w_avg = d w_avg + (1 - d) w after each optimizer step (Polyak and Juditsky 1992, exponential as in OpenRLHF).
+
+    It is read and written by putting it into the policy for a moment: `save_pretrained` and its inverse then treat
+    adapters and tied weights as they do the policy's own.
+
+    Args:
+        policy: in its final place, on its device; only its trainable weights are averaged.
+        decay: d, between 0 and 1.
+
+    Raises:
+        ValueError: if trainable weights are not float32: a change of (1 - d) of a step is below bf16's spacing.
+    """
+
+    def __init__(self, policy: nn.Module, decay: float):
+        self.policy, self.decay = policy, decay
+        self.live = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        if any(parameter.dtype != torch.float32 for parameter in self.live):
+            raise ValueError("policy_ema_decay: load the policy in float32 (its average would not move in bf16)")
+        self.average = [parameter.detach().clone() for parameter in self.live]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take one step towards the policy."""
+        torch._foreach_lerp_(self.average, self.live, 1 - self.decay)
+
+    @contextlib.contextmanager
+    def in_policy(self) -> Iterator[nn.Module]:
+        """The policy with the average's weights; what is loaded into it meanwhile becomes the average."""
+        self._swap()
+        try:
+            yield self.policy
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for average, live in zip(self.average, self.live, strict=True):
+            kept = live.detach().clone()
+            live.copy_(average)
+            average.copy_(kept)
+
+    def save(self, folder: Path) -> None:
+        """Write `ema_policy/` inside `folder`, a plain `from_pretrained` folder."""
+        with self.in_policy() as policy:
+            policy.save_pretrained(folder / EMA_FOLDER)
+
+    def load(self, folder: Path) -> None:
+        """Read what [`save`] wrote."""
+        with self.in_policy() as policy:
+            load_weights(policy, folder / EMA_FOLDER)
