@@ -52,6 +52,13 @@ class PPOConfig(TrainingArguments):
     # Models (read by the trainer)
     model_adapter_name: str | None = field(default=None, metadata={"help": "PEFT adapter that is trained."})
     ref_adapter_name: str | None = field(default=None, metadata={"help": "PEFT adapter that is the reference."})
+    critic_backbone: Literal["own", "adapter", "policy"] = field(
+        default="own",
+        metadata={
+            "help": "What the critic's value head reads: a model of its own; an adapter of its own on the policy's frozen "
+            "backbone (with PEFT); or the hidden states of the policy, whose backbone then learns from both losses."
+        },
+    )
     ds3_gather_for_generation: bool = field(
         default=True, metadata={"help": "ZeRO-3: gather the policy's weights while sampling (fast, more memory)."}
     )
@@ -186,6 +193,7 @@ class PPOConfig(TrainingArguments):
             raise ValueError("max_approx_kl: not with fp16, whose loss scaler cannot skip a step; use bf16")
         for name, choices in (
             ("stop_token", (None, "eos")),
+            ("critic_backbone", ("own", "adapter", "policy")),
             ("kl_estimator", ("k1", "k2", "k3")),
             ("missing_eos_penalty_mode", ("subtract", "replace")),
         ):

@@ -39,6 +39,7 @@ from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_g
 from trl.trainer.utils import use_adapter
 
 from ..generation import batched, pad_left, sampling_config, to_completion
+from .backbone import Adapters, TrunkHead, critic_adapter, is_of_critic
 from .checkpoints import ResumableTrainer
 from .config import PPOConfig
 from .ema import PolicyAverage
@@ -122,9 +123,12 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         ref_model: the reference of the KL. Default: a frozen copy of the policy, or with PEFT the policy with its
             adapters switched off (or `ref_adapter_name`).
         value_model: the critic, a sequence classifier with one label and a `score` head. Default: a copy of the
-            (first) reward model if it reads the policy's tokens, else the policy's backbone with a new head.
+            (first) reward model if it reads the policy's tokens, else the policy's backbone with a new head. With
+            another `critic_backbone` than "own" there is none to give.
         reward_processing_classes: tokenizers of the reward models, None where it is the policy's.
-        peft_config: train adapters of this kind instead of the policy's weights.
+        peft_config: train adapters of this kind instead of the policy's weights. With `critic_backbone="adapter"` the
+            critic is a further adapter on the same frozen backbone, and so is a reward that is given as the folder of
+            a PEFT sequence classifier trained on it: one backbone in memory instead of four.
         reward_model: the name of `reward_funcs` in TRL.
 
     Raises:
@@ -164,13 +168,19 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
             raise ValueError("PPOTrainer runs one process per GPU: start it with `accelerate launch`")
 
         reward_funcs = reward_funcs if reward_model is None else reward_model
-        self.rewards = make_rewards(reward_funcs, reward_processing_classes, processing_class)
+        rewards = reward_funcs, reward_processing_classes, processing_class
+        self.adapters: Adapters | None = None
+        if args.critic_backbone == "own":
+            self.rewards = make_rewards(*rewards)
+            self.value_model = self._make_value_model(value_model, policy)
+            self.policy_model = policy = self._make_policy(policy, peft_config, args)
+        else:
+            self.policy_model = policy = self._make_policy(policy, peft_config, args)
+            self._share_backbone(policy, rewards, value_model, args)
         weights = args.reward_weights or [1.0] * len(self.rewards)
         if len(weights) != len(self.rewards):
             raise ValueError(f"reward_weights: {len(weights)} for {len(self.rewards)} reward functions")
         self.reward_weights = torch.tensor(weights)
-        self.value_model = self._make_value_model(value_model, policy)
-        self.policy_model = policy = self._make_policy(policy, peft_config, args)
         self.ref_model = self._make_reference(ref_model, model)
         for one in (policy, self.value_model, self.ref_model, *self._reward_models()):
             if one is not None:
@@ -182,7 +192,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
             eval_dataset = self._prepare_dataset(eval_dataset, "eval_dataset", processing_class, args)
         self.temperature = args.temperature + 1e-7
         super().__init__(
-            model=PolicyAndValue(policy, self.value_model, self.temperature, args.entropy_coef > 0),
+            model=PolicyAndValue(policy, self.value_model, self.temperature, args.entropy_coef > 0, self.adapters),
             args=args,
             data_collator=data_collator or list,
             train_dataset=train_dataset,
@@ -225,6 +235,8 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
             raise ValueError("max_approx_kl: not with DeepSpeed, which steps inside backward; use DDP or FSDP")
         if args.policy_ema_decay is not None and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ValueError("policy_ema_decay: not with DeepSpeed or FSDP, which hold weights in shards; use DDP")
+        if args.critic_backbone != "own" and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ValueError('critic_backbone: only "own" with DeepSpeed or FSDP; with one backbone use DDP')
         if args.critic_learning_rate is not None and optimizer is not None:
             raise ValueError("critic_learning_rate: not with an optimizer of your own; give its groups their rates")
 
@@ -254,6 +266,20 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         if not has_score_head(value_model):
             raise ValueError(f"value_model: {type(value_model).__name__} has no linear `score` head with one output")
         return value_model.requires_grad_(True)
+
+    def _share_backbone(self, policy: nn.Module, rewards: tuple, value_model: Any, args: PPOConfig) -> None:
+        """Make rewards and critic where the critic has no backbone of its own."""
+        if value_model is not None:
+            raise ValueError(f'value_model: with critic_backbone="{args.critic_backbone}" there is none to give')
+        if args.critic_backbone == "policy":
+            self.rewards = make_rewards(*rewards)
+            self.value_model = TrunkHead(policy)
+            return
+        if not self.is_peft_model:
+            raise ValueError('critic_backbone: "adapter" needs peft_config, or a policy with adapters')
+        self.adapters = Adapters(policy)
+        self.rewards = make_rewards(*rewards, self.adapters)
+        self.value_model = critic_adapter(self.adapters, self.reward_model)
 
     def _make_policy(self, policy: nn.Module, peft_config: PeftConfig | None, args: PPOConfig) -> nn.Module:
         if peft_config is not None:
@@ -460,7 +486,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
             return super().create_optimizer(model)
         optimizer = super().create_optimizer(model)
         named = (self.model if model is None else model).named_parameters()
-        critic = {id(parameter) for name, parameter in named if "value_model" in name.split(".")}
+        critic = {id(parameter) for name, parameter in named if is_of_critic(name)}
         for group in list(optimizer.param_groups):
             own = [parameter for parameter in group["params"] if id(parameter) in critic]
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in critic]
@@ -564,8 +590,8 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         if self.ref_model is not None:
             yield self.ref_model
             return
-        policy = self.accelerator.unwrap_model(self.model_wrapped).policy
-        with use_adapter(policy, self.args.ref_adapter_name):
+        policy, name = self.accelerator.unwrap_model(self.model_wrapped).policy, self.args.ref_adapter_name
+        with use_adapter(policy, name) if self.adapters is None else self.adapters.using(name):
             yield policy
 
     @torch.no_grad()
