@@ -39,7 +39,7 @@ from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_g
 from trl.trainer.utils import use_adapter
 
 from ..generation import batched, pad_left, sampling_config, to_completion
-from .backbone import Adapters, TrunkHead, critic_adapter, is_of_critic
+from .backbone import AdapterHead, Adapters, TrunkHead, critic_adapter, is_of_critic
 from .checkpoints import ResumableTrainer
 from .config import PPOConfig
 from .ema import PolicyAverage
@@ -280,6 +280,8 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         self.adapters = Adapters(policy)
         self.rewards = make_rewards(*rewards, self.adapters)
         self.value_model = critic_adapter(self.adapters, self.reward_model)
+        what = "policy, critic and reward" if isinstance(self.reward_model, AdapterHead) else "policy and critic"
+        logger.info("one backbone: %s are adapters on it", what)
 
     def _make_policy(self, policy: nn.Module, peft_config: PeftConfig | None, args: PPOConfig) -> nn.Module:
         if peft_config is not None:
