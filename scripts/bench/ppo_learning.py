@@ -72,8 +72,8 @@ def judge(checkpoints: Sequence[Path]) -> list[dict[str, float]]:
     from sandan.models import load_causal_lm, load_tokenizer
 
     settings = yaml.safe_load((ROOT / "recipes/tiny/evaluate.yaml").read_text(encoding="utf-8"))
-    (data_file,) = settings["data_files"]
-    args = EvaluateArguments(**{name: settings[name] for name in ("oracle", "temperature", "max_new_tokens")})
+    (data_file,) = settings.pop("data_files")
+    args = EvaluateArguments(**settings)
     sft = ROOT / settings["sft_model"]
     models = {"sft": load_causal_lm(str(sft))} | {one.name: load_causal_lm(str(one)) for one in checkpoints}
     rows, _ = compare(models, load_tokenizer(str(sft)), read_jsonl(ROOT / data_file, columns=[("prompt",)]), args)
