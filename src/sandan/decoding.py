@@ -236,11 +236,7 @@ class Decoder:
 
     def _record(self) -> Callable[[], None]:
         """Record a step; it is run on the way, and what it changed is put back."""
-        step = (
-            torch.compile(self._step, fullgraph=True, mode="max-autotune-no-cudagraphs")
-            if self.compiled
-            else self._step
-        )
+        step = torch.compile(self._step, fullgraph=True) if self.compiled else self._step
         lengths = [layer.cumulative_length for layer in self.cache.layers]
         state = [self.tokens, self.positions, self.visible, self.finished, self.answers, self.done, *lengths]
         before = [one.clone() for one in state]
