@@ -76,6 +76,13 @@ class PPOConfig(TrainingArguments):
     local_rollout_forward_batch_size: int = field(
         default=64, metadata={"help": "Answers sampled and scored at once on each device."}
     )
+    rollout_engine: Literal["auto", "generate"] = field(
+        default="auto",
+        metadata={
+            "help": "What samples on a GPU: 'auto' replays a CUDA graph per token (compiled first, with torch_compile) "
+            "on a bf16 or fp16 copy of the policy where the model allows it; 'generate' is transformers' generate."
+        },
+    )
     num_sample_generations: int = field(
         default=10, metadata={"help": "How often a few samples are logged during the run; 0 = never."}
     )
@@ -195,6 +202,7 @@ class PPOConfig(TrainingArguments):
             ("stop_token", (None, "eos")),
             ("critic_backbone", ("own", "adapter", "policy")),
             ("kl_estimator", ("k1", "k2", "k3")),
+            ("rollout_engine", ("auto", "generate")),
             ("missing_eos_penalty_mode", ("subtract", "replace")),
         ):
             if getattr(self, name) not in choices:

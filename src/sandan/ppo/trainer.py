@@ -38,6 +38,7 @@ from transformers import (
 from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 from trl.trainer.utils import use_adapter
 
+from ..decoding import Decoder, obstacle
 from ..generation import batched, pad_left, sampling_config, to_completion
 from .backbone import AdapterHead, Adapters, TrunkHead, critic_adapter, is_of_critic
 from .checkpoints import ResumableTrainer
@@ -207,6 +208,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         self.add_callback(Watch())
         self._place_frozen_models()
         self._check_options(optimizers[0])
+        self.decoder = self._make_decoder()
         decay = args.policy_ema_decay
         self.policy_average = None if decay is None else PolicyAverage(policy, decay)
         self._set_state()
@@ -317,6 +319,21 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
             self.ref_model = prepare_fsdp(self.ref_model, self.accelerator)
         else:
             self.ref_model.to(self.accelerator.device)
+
+    def _make_decoder(self) -> Decoder | None:
+        """What samples instead of `generate`, where this machine and model can."""
+        args, device = self.args, self.accelerator.device
+        if args.rollout_engine == "generate" or device.type != "cuda":
+            return None
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        reason = "the weights are in shards" if sharded else obstacle(self.policy_model)
+        if reason:
+            logger.info("rollouts use generate, which is slower: %s", reason)
+            return None
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        dtype = half or next(self.policy_model.parameters()).dtype
+        rows = min(args.local_rollout_forward_batch_size, args.local_batch_size)
+        return Decoder(self.policy_model, rows, args.response_length, dtype, compiled=args.torch_compile)
 
     def _prepare_dataset(
         self,
@@ -558,6 +575,8 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
             seed: of the sampling; the global random state is left alone.
         """
         args, tokenizer, device = self.args, self.processing_class, self.accelerator.device
+        if self.decoder is not None:
+            return self._decode(rows, seed, greedy)
         config = sampling_config(
             tokenizer, args.response_length, 0.0 if greedy else args.temperature, self.stop_token_id
         )
@@ -584,6 +603,25 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
                 )
                 answers = output[:, ids.shape[1] :].tolist()
                 completions += [to_completion(tokenizer, answer, self.stop_token_id) for answer in answers]
+        return Rollout(rows, completions)
+
+    def _decode(self, rows: list[dict[str, Any]], seed: int, greedy: bool) -> Rollout:
+        """[`sample`] on the decoder."""
+        tokenizer, device, decoder = self.processing_class, self.accelerator.device, self.decoder
+        completions = []
+        decoder.load(self.policy_model)
+        with torch.random.fork_rng(devices=[device]):
+            torch.manual_seed(seed)
+            for batch in batched(rows, decoder.rows):
+                ids, mask = pad_left([row[INPUT_IDS] for row in batch], tokenizer.pad_token_id)
+                answers = decoder.sample(
+                    ids.masked_fill(mask == 0, 0).to(device),
+                    mask.to(device),
+                    0.0 if greedy else self.temperature,
+                    self.stop_token_id,
+                    [tokenizer.pad_token_id],
+                )
+                completions += [to_completion(tokenizer, answer, self.stop_token_id) for answer in answers.tolist()]
         return Rollout(rows, completions)
 
     @contextlib.contextmanager
