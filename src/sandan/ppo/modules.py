@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +9,11 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import disable_dropout_in_model, entropy_from_logits, selective_log_softmax
+from trl.trainer.utils import disable_dropout_in_model, selective_log_softmax_and_entropy
 
 from ..generation import neutral_generation
 from .backbone import AdapterHead, Adapters, TrunkHead
-from .inputs import forward_inputs
+from .inputs import forward_inputs, takes
 
 
 def token_logprobs(
@@ -38,13 +37,12 @@ def token_logprobs(
     width = responses.shape[1]
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     inputs = forward_inputs(base, input_ids, attention_mask)
-    if "logits_to_keep" in inspect.signature(type(base).forward).parameters:
+    if takes(base, "logits_to_keep"):
         inputs["logits_to_keep"] = width
-    logits = model(**inputs).logits[:, -width:].float() / temperature
-    logprobs = selective_log_softmax(logits, responses)
-    with contextlib.nullcontext() if entropy_needs_grad else torch.no_grad():
-        entropies = entropy_from_logits(logits)
-    return logprobs, entropies
+    logits = model(**inputs).logits[:, -width:]
+    # TRL's kernel reads bfloat16 logits and counts in float32; without it the vocabulary is summed in float32.
+    logits = logits if logits.is_cuda else logits.float()
+    return selective_log_softmax_and_entropy(logits, responses, entropy_needs_grad, temperature)
 
 
 def token_values(

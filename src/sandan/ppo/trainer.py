@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import DynamoBackend
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
@@ -38,6 +39,7 @@ from transformers import (
 from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 from trl.trainer.utils import use_adapter
 
+from ..compilation import compile_layers
 from ..decoding import Decoder, obstacle
 from ..generation import batched, pad_left, sampling_config, to_completion
 from .backbone import AdapterHead, Adapters, TrunkHead, critic_adapter, is_of_critic
@@ -74,7 +76,6 @@ from .rewards import ModelReward, RewardFunction, make_rewards
 from .rollout import (
     INPUT_IDS,
     Rollout,
-    chunks,
     find_stop_token,
     prepare_prompts,
     prompt_indices,
@@ -208,6 +209,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         self.add_callback(Watch())
         self._place_frozen_models()
         self._check_options(optimizers[0])
+        self._compile()
         self.decoder = self._make_decoder()
         decay = args.policy_ema_decay
         self.policy_average = None if decay is None else PolicyAverage(policy, decay)
@@ -320,6 +322,14 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         else:
             self.ref_model.to(self.accelerator.device)
 
+    def _compile(self) -> None:
+        """Compile the layers of every model, for `torch_compile`, which would otherwise compile the wrapper alone."""
+        if self.args.torch_compile:
+            self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
+            for model in (self.model, self.ref_model, *self._reward_models()):
+                if model is not None:
+                    compile_layers(model)
+
     def _make_decoder(self) -> Decoder | None:
         """What samples instead of `generate`, where this machine and model can."""
         args, device = self.args, self.accelerator.device
@@ -425,10 +435,10 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
             self._show_samples(rollout, experience.scores.tolist())
 
         for epoch in range(args.num_ppo_epochs):
-            # The first epoch keeps the order of the rollout, and with it the micro-batches of the old log-probs.
+            # The first epoch keeps the rollout's minibatches, and with them the micro-batches of the old log-probs.
             numbers = (args.seed, MINIBATCHES, update, epoch, self.accelerator.process_index)
             order = shuffled(len(rows), *numbers) if epoch else torch.arange(len(rows))
-            for minibatch in chunks(order, args.num_mini_batches, args.per_device_train_batch_size):
+            for minibatch in rollout.chunks(order, args.num_mini_batches, args.per_device_train_batch_size):
                 chosen = torch.tensor([index for part in minibatch for index in part], device=device)
                 masks = (experience.policy_mask[chosen], experience.value_mask[chosen])
                 tokens, value_tokens = self._reduce(torch.stack([mask.sum() for mask in masks]))
@@ -641,13 +651,13 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         width = rollout.width(range(total), args.response_length)
         logprobs, ref_logprobs, values = (torch.zeros(total, width, device=device) for _ in range(3))
         self.model.eval()
-        for minibatch in chunks(torch.arange(total), args.num_mini_batches, args.per_device_train_batch_size):
+        for minibatch in rollout.chunks(torch.arange(total), args.num_mini_batches, args.per_device_train_batch_size):
             for part in minibatch:
                 inputs = rollout.tensors(part, args.response_length, self.processing_class.pad_token_id, device)
-                rows = slice(part[0], part[-1] + 1), slice(inputs["responses"].shape[1])
-                logprobs[rows], _, values[rows] = self.model_wrapped(**inputs)
+                rows, width = torch.tensor(part, device=device), inputs["responses"].shape[1]
+                logprobs[rows, :width], _, values[rows, :width] = self.model_wrapped(**inputs)
                 with self.null_ref_context() as ref_model, self.accelerator.autocast():
-                    ref_logprobs[rows], _ = token_logprobs(ref_model, **inputs, temperature=self.temperature)
+                    ref_logprobs[rows, :width], _ = token_logprobs(ref_model, **inputs, temperature=self.temperature)
         return logprobs, ref_logprobs, values
 
     def score(self, rollout: Rollout) -> torch.Tensor:
