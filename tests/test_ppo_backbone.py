@@ -222,6 +222,12 @@ def test_what_cannot_be_shared_is_refused(tiny, kwargs, trainer, message):  # no
         tiny(trainer=trainer, **kwargs)
 
 
+def test_adapter_that_trains_whole_modules_is_refused(tiny):  # noqa: F811
+    config = LoraConfig(task_type="CAUSAL_LM", modules_to_save=["lm_head"], **LORA)
+    with pytest.raises(ValueError, match="modules_to_save"):
+        tiny(trainer={"peft_config": config}, critic_backbone="adapter")
+
+
 def test_unknown_backbone_is_refused(tiny):  # noqa: F811
     with pytest.raises(ValueError, match="critic_backbone: expected one of"):
         tiny(critic_backbone="shared")

@@ -17,8 +17,6 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .compilation import compile_layers
-
 
 ATTENTION = "sandan_grouped_decode"
 # Prompts are padded up to a multiple of this, so that few shapes have to be recorded.
@@ -65,7 +63,8 @@ def obstacle(model: nn.Module) -> str | None:
     if not isinstance(base, PreTrainedModel) or not getattr(base, "_can_compile_fullgraph", False):
         return f"{type(base).__name__} does not work with a static cache"
     config = base.config.get_text_config()
-    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+    window = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    if set(getattr(config, "layer_types", None) or [window]) != {"full_attention"}:
         return f"{type(base).__name__} has layers without full attention"
     if getattr(base, "is_quantized", False):
         return "the weights are quantized"
@@ -94,7 +93,7 @@ class Decoder:
         rows: answers sampled at once.
         new_tokens: most tokens of an answer.
         dtype: of the copy.
-        compiled: compile the layers before a step is recorded: faster steps, a few seconds more at the start.
+        compiled: compile a step before it is recorded: faster steps, half a minute more at the start.
 
     Raises:
         ValueError: if the model cannot be sampled from here (see [`obstacle`]).
@@ -103,16 +102,13 @@ class Decoder:
     def __init__(self, policy: nn.Module, rows: int, new_tokens: int, dtype: torch.dtype, compiled: bool = False):
         if reason := obstacle(policy):
             raise ValueError(reason)
-        self.rows, self.new_tokens = rows, new_tokens
+        self.rows, self.new_tokens, self.compiled = rows, new_tokens, compiled
         base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
         self.device = next(policy.parameters()).device
         config = copy.deepcopy(base.config)
         config._attn_implementation = ATTENTION
         with torch.device(self.device):
             self.model = type(base)._from_config(config, dtype=dtype).eval().requires_grad_(False)
-        self.draw = torch.compile(draw) if compiled else draw
-        if compiled:
-            compile_layers(self.model)
         self.prompt_tokens = 0
         self.replay: Callable[[], None] | None = None
 
@@ -210,7 +206,7 @@ class Decoder:
         """Draw a token for each row from its logits `(B, V)` and write it down."""
         temperature, stop, _ = self.settings
         noise = torch.empty_like(logits, dtype=torch.float32).exponential_() if temperature else None
-        drawn = self.draw(logits, self.bias, temperature, noise).masked_fill(self.finished, stop)
+        drawn = draw(logits, self.bias, temperature, noise).masked_fill(self.finished, stop)
         self.answers.index_copy_(1, self.done, drawn[:, None])
         self.finished.logical_or_(drawn == stop)
         self.tokens.copy_(drawn[:, None])
@@ -239,7 +235,7 @@ class Decoder:
 
     def _record(self) -> Callable[[], None]:
         """Record a step; it is run on the way, and what it changed is put back."""
-        step = self._step
+        step = torch.compile(self._step, fullgraph=True) if self.compiled else self._step
         lengths = [layer.cumulative_length for layer in self.cache.layers]
         state = [self.tokens, self.positions, self.visible, self.finished, self.answers, self.done, *lengths]
         before = [one.clone() for one in state]

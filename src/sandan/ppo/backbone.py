@@ -19,6 +19,7 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -35,14 +36,25 @@ HEAD_FILE = "value_head.safetensors"
 class Adapters:
     """Switches the adapters of a policy. Outside of [`using`] the policy's own is active.
 
+    PEFT's own `set_adapter` walks through all modules several times and lets one adapter learn; here layers are switched
+    some hundred times an update, and the backward pass goes through two adapters.
+
     Args:
-        policy: with one adapter, the policy's.
+        policy: with its own adapter active.
+
+    Raises:
+        ValueError: if the adapter trains whole modules, which cannot be switched off.
     """
 
     def __init__(self, policy: PeftModel):
         self.policy = policy
         self.active = self.own = policy.active_adapter
-        self.trained = [self.own]
+        if policy.peft_config[self.own].modules_to_save:
+            raise ValueError('critic_backbone: "adapter" needs a peft_config without modules_to_save')
+        self._find_layers()
+
+    def _find_layers(self) -> None:
+        self.layers = [module for module in self.policy.modules() if isinstance(module, BaseTunerLayer)]
 
     @property
     def backbone(self) -> nn.Module:
@@ -62,25 +74,19 @@ class Adapters:
     def _activate(self, name: str | None) -> None:
         if name == self.active:
             return
-        if name is None:
-            self.policy.base_model.disable_adapter_layers()
-        else:
-            if self.active is None:
-                self.policy.base_model.enable_adapter_layers()
-            self.policy.set_adapter(name)
+        for layer in self.layers:
+            layer._disable_adapters = name is None
+            layer._active_adapter = [name or self.own]
         self.active = name
-        # PEFT lets the active adapter alone learn; here a backward pass goes through two.
-        for one in self.trained:
-            self.policy.set_requires_grad(one)
 
     def add(self, name: str, config: PeftConfig, trained: bool) -> None:
         """Add an adapter of this kind, at first without effect."""
         config = copy.deepcopy(config)
         config.task_type, config.modules_to_save, config.inference_mode = TaskType.CAUSAL_LM, None, not trained
         self.policy.add_adapter(name, config)
-        if trained:
-            self.trained.append(name)
+        self.policy.set_requires_grad(self.own)
         self.policy.set_requires_grad(name, trained)
+        self._find_layers()
 
     def load(self, name: str, weights: Mapping[str, torch.Tensor], source: Path | str) -> None:
         """Fill an adapter with weights that PEFT saved.

@@ -620,7 +620,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         tokenizer, device, decoder = self.processing_class, self.accelerator.device, self.decoder
         completions = []
         decoder.load(self.policy_model)
-        with torch.random.fork_rng(devices=[device]):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             for batch in batched(rows, decoder.rows):
                 ids, mask = pad_left([row[INPUT_IDS] for row in batch], tokenizer.pad_token_id)
