@@ -5,9 +5,9 @@
 
 Four models of random weights in Qwen2.5-0.5B's shape, bfloat16 weights, 64 episodes an update, prompts of 128 tokens,
 answers of 256, 4 PPO epochs. Each side runs in a process of its own, one after the other, `--rounds` times; the first
-updates (compilation, recording) are left out. TRL's micro-batch is 8 x 8, as it was measured before; "one_backbone" is
-sandan with LoRA adapters for policy and critic on one frozen backbone. TRL is looked for in the environment that
-ppo_parity.py makes. Prints JSON.
+updates (compilation, recording) are left out. "one_backbone" is sandan with LoRA adapters for policy and critic on one
+frozen backbone; its micro-batch, like TRL's, is 8 rows. TRL is looked for in the environment that ppo_parity.py makes.
+Prints JSON.
 """
 
 import argparse
@@ -130,10 +130,12 @@ def run_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
     """The same in a process of its own, with the packages of that side."""
     source = str(ROOT / "src") if side != "trl" else str(args.trl_path or "")
     path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH", ""))))
-    micro_batch = 8 if side == "trl" else args.micro_batch
+    micro_batch = args.micro_batch if side == "sandan" else 8
     python = args.env_dir / "bin" / "python" if side == "trl" and not args.trl_path else sys.executable
     command = [str(python), __file__, "--here", side, "--micro_batch", str(micro_batch)]
-    command += ["--updates", str(args.updates), "--skipped", str(args.skipped)] + ["--compiled"] * args.compiled
+    command += ["--updates", str(args.updates), "--skipped", str(args.skipped)] + ["--compiled"] * (
+        args.compiled and side == "sandan"
+    )
     done = subprocess.run(
         command, check=False, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, encoding="utf-8"
     )
@@ -146,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--micro_batch", type=int, default=16, help="rows of a forward pass (sandan)")
-    parser.add_argument("--compiled", action="store_true", help="sandan with torch_compile")
+    parser.add_argument("--compiled", action="store_true", help="the side sandan with torch_compile")
     parser.add_argument("--updates", type=int, default=5)
     parser.add_argument("--skipped", type=int, default=1, help="updates left out, besides the first")
     parser.add_argument("--rounds", type=int, default=1)
@@ -165,6 +167,7 @@ def main() -> None:
     for _ in range(args.rounds):
         for side in args.sides:
             runs[side].append(run_side(side, args))
+            print(f"{side}: {runs[side][-1]}", file=sys.stderr)
     result: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "hardware": torch.cuda.get_device_name(),
