@@ -711,7 +711,7 @@ def test_saved_folders_load_with_from_pretrained(tiny, tmp_path):
     assert policy.generation_config.pad_token_id == 0
     assert policy.generation_config.repetition_penalty == 1.3
     assert PreTrainedTokenizerFast.from_pretrained(tmp_path / "out").pad_token == "[PAD]"
-    assert {path.name for path in (tmp_path / "out").rglob("*.bin")} == {"training_args.bin"}
+    assert not list((tmp_path / "out").rglob("*.bin"))  # a pickle with `hub_token` in clear
 
 
 class StopAfter(TrainerCallback):

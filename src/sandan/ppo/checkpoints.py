@@ -58,6 +58,8 @@ class ResumableTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """The policy at the root, the critic in `value_model/`, both plain `from_pretrained` folders.
 
+        No `training_args.bin`: it is a pickle, holds `hub_token` in clear, and nothing reads it.
+
         Args:
             state_dict: of the wrapper, where the weights had to be gathered from shards.
         """
@@ -78,7 +80,6 @@ class ResumableTrainer(Trainer):
         if self.policy_average is not None:
             self.policy_average.save(folder)
             self.processing_class.save_pretrained(folder / EMA_FOLDER)
-        torch.save(self.args, folder / "training_args.bin")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:

@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 
 @dataclass
@@ -154,6 +155,10 @@ class PPOConfig(TrainingArguments):
             cuda = torch.cuda.is_available() and not self.use_cpu and torch.cuda.is_bf16_supported()
             self.bf16 = cuda and not self.fp16
         super().__post_init__()
+        if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            raise ValueError(
+                f"hub_strategy: '{self.hub_strategy.value}' would upload pickled optimizer states; use 'every_save' or 'end'"
+            )
         if self.stop_token is not None and self.stop_token_id is not None:
             raise ValueError("stop_token and stop_token_id exclude each other; give one")
         for name in (

@@ -44,6 +44,7 @@ from .config import PPOConfig
 from .ema import PolicyAverage
 from .evaluation import AnswerEvaluation
 from .flow import UpdateFlow, UpdateLoader
+from .hub import PAPER, PushableTrainer
 from .math import (
     Moments,
     adapted_kl_coef,
@@ -108,7 +109,7 @@ class Experience:
     value_mask: torch.Tensor
 
 
-class PPOTrainer(ResumableTrainer, AnswerEvaluation):
+class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
     """Trains a policy and a critic with PPO against reward models, reward functions or a mixture of them.
 
     Args:
@@ -134,6 +135,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
 
     _name = "PPO"
     _tag_names: ClassVar[list[str]] = ["sandan", "ppo"]
+    _paper: ClassVar[dict[str, str]] = PAPER
 
     def __init__(
         self,
