@@ -281,19 +281,21 @@ def test_two_ranks_make_the_run_of_one(tmp_path):
         )
 
 
+class FixedAnswers(PPOTrainer):
+    """Its answers follow from the prompts, so that every number of ranks sees the same."""
+
+    def sample(self, rows, seed, greedy=False):
+        completions = []
+        for row in rows:
+            generator = torch.Generator().manual_seed(sum(row["input_ids"]))
+            length = int(torch.randint(1, 9, (1,), generator=generator))
+            ids = torch.randint(3, 64, (length,), generator=generator).tolist()
+            completions.append(Completion("", (*ids[:-1], 1), True))
+        return Rollout(rows, completions)
+
+
 def train_on_fixed_answers(folder, accumulation):
-    """A run whose answers follow from the prompts, so that every number of ranks sees the same; writes its logs."""
-
-    class FixedAnswers(PPOTrainer):
-        def sample(self, rows, seed, greedy=False):
-            completions = []
-            for row in rows:
-                generator = torch.Generator().manual_seed(sum(row["input_ids"]))
-                length = int(torch.randint(1, 9, (1,), generator=generator))
-                ids = torch.randint(3, 64, (length,), generator=generator).tolist()
-                completions.append(Completion("", (*ids[:-1], 1), True))
-            return Rollout(rows, completions)
-
+    """A run that every number of ranks makes alike; writes its logs."""
     trainer = FixedAnswers(
         make_policy(),
         make_classifier(),

@@ -54,7 +54,8 @@ class PPOConfig(TrainingArguments):
     model_adapter_name: str | None = field(default=None, metadata={"help": "PEFT adapter that is trained."})
     ref_adapter_name: str | None = field(default=None, metadata={"help": "PEFT adapter that is the reference."})
     ds3_gather_for_generation: bool = field(
-        default=True, metadata={"help": "ZeRO-3: gather the policy's weights while sampling (fast, more memory)."}
+        default=True,
+        metadata={"help": "ZeRO-3, FSDP2: gather the policy's weights while sampling (fast, more memory)."},
     )
 
     # Rollout

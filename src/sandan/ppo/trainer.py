@@ -35,7 +35,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
 )
-from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+from trl.models.utils import prepare_deepspeed
 from trl.trainer.utils import use_adapter
 
 from ..generation import batched, pad_left, sampling_config, to_completion
@@ -80,6 +80,7 @@ from .rollout import (
     shuffled,
     stream_seed,
 )
+from .sharding import policy_for_generation, shard_frozen
 from .watch import Watch
 
 
@@ -223,6 +224,8 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
     def _check_options(self, optimizer: torch.optim.Optimizer | None) -> None:
         """Refuse options that this way of running cannot honour."""
         args = self.args
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 1:
+            raise ValueError("FSDP 1 cannot sample from shards; set fsdp_version: 2")
         if args.max_approx_kl is not None and self.is_deepspeed_enabled:
             raise ValueError("max_approx_kl: not with DeepSpeed, which steps inside backward; use DDP or FSDP")
         if args.policy_ema_decay is not None and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
@@ -288,7 +291,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         if self.is_deepspeed_enabled:
             self.ref_model = prepare_deepspeed(self.ref_model, self.accelerator)
         elif self.is_fsdp_enabled:
-            self.ref_model = prepare_fsdp(self.ref_model, self.accelerator)
+            self.ref_model = shard_frozen(self.ref_model, self.accelerator)
         else:
             self.ref_model.to(self.accelerator.device)
 
@@ -544,9 +547,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         with (
             torch.random.fork_rng(devices=devices),
             self.accelerator.autocast(),
-            unwrap_model_for_generation(
-                self.model_wrapped, self.accelerator, gather_deepspeed3_params=args.ds3_gather_for_generation
-            ) as policy,
+            policy_for_generation(self.model_wrapped, self.accelerator, args.ds3_gather_for_generation) as policy,
         ):
             torch.manual_seed(seed)
             for batch in batched(rows, args.local_rollout_forward_batch_size):
@@ -555,6 +556,8 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
                     input_ids=ids.masked_fill(mask == 0, 0).to(device),
                     attention_mask=mask.to(device),
                     generation_config=config,
+                    # A rank that gathers for every token must go on until the last one is done.
+                    synced_gpus=self.is_fsdp_enabled and not args.ds3_gather_for_generation or None,
                 )
                 answers = output[:, ids.shape[1] :].tolist()
                 completions += [to_completion(tokenizer, answer, self.stop_token_id) for answer in answers]
