@@ -100,6 +100,8 @@ class ResumableTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint, self.model)
+        if self.vllm is not None:
+            self.vllm.synced_step = None  # other weights, at the same step
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

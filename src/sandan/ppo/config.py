@@ -75,6 +75,34 @@ class PPOConfig(TrainingArguments):
         default=10, metadata={"help": "How often a few samples are logged during the run; 0 = never."}
     )
 
+    # Rollout with vLLM: names and defaults of trl.GRPOConfig
+    use_vllm: bool = field(default=False, metadata={"help": "Sample with vLLM (needs a GPU and trl[vllm])."})
+    vllm_mode: Literal["colocate", "server"] = field(
+        default="colocate", metadata={"help": "vLLM in the training processes, or as a server of its own."}
+    )
+    vllm_model_impl: str = field(
+        default="vllm", metadata={"help": "Whose code of the model vLLM runs: 'vllm' or 'transformers'."}
+    )
+    vllm_enable_sleep_mode: bool = field(
+        default=False, metadata={"help": "colocate: free vLLM's GPU memory while the update runs."}
+    )
+    vllm_server_base_url: str | None = field(
+        default=None, metadata={"help": "server: its URL, e.g. http://localhost:8000; replaces host and port."}
+    )
+    vllm_server_host: str = field(default="0.0.0.0", metadata={"help": "server: its host."})
+    vllm_server_port: int = field(default=8000, metadata={"help": "server: its port."})
+    vllm_server_timeout: float = field(
+        default=240.0, metadata={"help": "server: seconds to wait for it at the start."}
+    )
+    vllm_group_port: int = field(default=51216, metadata={"help": "server: port over which weights are sent."})
+    vllm_gpu_memory_utilization: float = field(
+        default=0.3, metadata={"help": "colocate: share of the GPU's memory that vLLM takes."}
+    )
+    vllm_max_model_length: int | None = field(
+        default=None, metadata={"help": "colocate: most tokens of prompt and answer; unset: the model's own limit."}
+    )
+    vllm_tensor_parallel_size: int = field(default=1, metadata={"help": "colocate: GPUs that share one vLLM."})
+
     # Reward
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "Weight of each reward function, in their order; unset: all 1."}
@@ -194,6 +222,7 @@ class PPOConfig(TrainingArguments):
             ("stop_token", (None, "eos")),
             ("kl_estimator", ("k1", "k2", "k3")),
             ("missing_eos_penalty_mode", ("subtract", "replace")),
+            ("vllm_mode", ("colocate", "server")),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {choices}, found {getattr(self, name)!r}")

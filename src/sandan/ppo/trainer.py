@@ -81,6 +81,7 @@ from .rollout import (
     stream_seed,
 )
 from .sharding import policy_for_generation, shard_frozen
+from .vllm import VLLMSampler, sampling_difference
 from .watch import Watch
 
 
@@ -200,6 +201,9 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         self.add_callback(Watch())
         self._place_frozen_models()
         self._check_options(optimizers[0])
+        self.vllm = None
+        if args.use_vllm:
+            self.vllm = VLLMSampler(policy, self.accelerator, processing_class, self.stop_token_id, self.args)
         decay = args.policy_ema_decay
         self.policy_average = None if decay is None else PolicyAverage(policy, decay)
         self._set_state()
@@ -532,8 +536,10 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
 
         Args:
             rows: dataset rows with `input_ids`.
-            seed: of the sampling; the global random state is left alone.
+            seed: of the sampling (vLLM has its own); the global random state is left alone.
         """
+        if self.vllm is not None:
+            return self.vllm.sample(rows, self.state.global_step, greedy)
         args, tokenizer, device = self.args, self.processing_class, self.accelerator.device
         config = sampling_config(
             tokenizer, args.response_length, 0.0 if greedy else args.temperature, self.stop_token_id
@@ -720,6 +726,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
                 experience.values, experience.returns, experience.value_mask, self._reduce
             ).item(),
             **self._component_means(components),
+            **sampling_difference(rollout, experience.logprobs, mask, self.accelerator),
         }
 
     def _component_means(self, components: torch.Tensor) -> dict[str, float]:
