@@ -6,11 +6,9 @@ from typing import ClassVar
 import pytest
 import test_ppo_trainer as base
 import torch
-import trl.generation.vllm_generation
 from test_ppo_trainer import ONE, updates
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
-from trl.generation.vllm_generation import VLLMGeneration
 
 from sandan import PPOConfig
 from sandan.generation import pad_left, sampling_config
@@ -18,6 +16,9 @@ from sandan.ppo import vllm
 
 
 tiny = base.tiny
+# trl 1.13 imports `requests` there, which comes with trl[vllm].
+vllm_generation = pytest.importorskip("trl.generation.vllm_generation", exc_type=ImportError)
+VLLMGeneration = vllm_generation.VLLMGeneration
 
 
 class StandIn:
@@ -69,7 +70,7 @@ class StandIn:
 def stand_in(monkeypatch):
     monkeypatch.setattr(StandIn, "made", [])
     monkeypatch.setattr(vllm, "is_vllm_available", lambda: True)
-    monkeypatch.setattr(trl.generation.vllm_generation, "VLLMGeneration", StandIn)
+    monkeypatch.setattr(vllm_generation, "VLLMGeneration", StandIn)
     return StandIn.made
 
 
