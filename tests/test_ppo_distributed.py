@@ -11,7 +11,7 @@ import test_ppo_options as options
 import test_ppo_trainer as base
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from conftest import ROOT
 from safetensors.torch import load_file
 from test_ppo_options import timeless
@@ -27,6 +27,15 @@ from sandan import PPOConfig, PPOTrainer
 FSDP2 = ROOT / "recipes" / "accelerate_configs" / "fsdp2.yaml"
 KINDS = ("SHARDED_STATE_DICT", "FULL_STATE_DICT")
 LAYERS = 2
+SAVED = {
+    "response_length": 48,  # answers end on the ranks at different times
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "objective/kl",
+}
 
 
 def make(folder, trainer_class=PPOTrainer, processes=2, **kwargs):
@@ -89,7 +98,7 @@ class Gathers(TorchDispatchMode):
 
 
 def train_in_shards(folder):
-    """Fixed answers; then for each kind of checkpoint a run, its evaluation, and the run resumed after one update."""
+    """Fixed answers; for each kind of checkpoint a run, and the run resumed after its first update; bf16."""
     fixed = make(folder / "fixed", base.FixedAnswers)
     assert fixed.accelerator.is_fsdp2
     with pytest.raises(ValueError, match="FSDP2 shards the model in train"):
@@ -101,17 +110,25 @@ def train_in_shards(folder):
     found = {"fixed": timeless(fixed)}
     for kind in KINDS:
         os.environ["FSDP_STATE_DICT_TYPE"] = kind
-        # Long answers, which end on the ranks at different times.
-        whole, resumed = (make(folder / kind, save_strategy="steps", save_steps=2, response_length=48) for _ in "wr")
+        whole, resumed = (make(folder / kind, **SAVED) for _ in "wr")
         whole.train()
+        found[kind] = {"whole": timeless(whole), "evaluations": evaluations(whole)}
+        found[kind]["best"] = gather_object([whole.state.best_model_checkpoint])
+        found[kind]["after"] = whole.evaluate()["eval_objective/kl"]
         whole.save_model(folder / kind / "whole")
-        found[kind] = {"whole": timeless(whole), "evaluation": whole.evaluate()["eval_objective/scores"]}
         resumed.train(resume_from_checkpoint=str(folder / kind / "checkpoint-2"))
+        found[kind] |= {"resumed": timeless(resumed), "again": resumed.evaluate()["eval_objective/kl"]}
         resumed.save_model(folder / kind / "resumed")
-        found[kind] |= {"resumed": timeless(resumed), "again": resumed.evaluate()["eval_objective/scores"]}
+    mixed = make(folder / "bf16", bf16=True, total_episodes=8, num_ppo_epochs=1, num_mini_batches=1, logging_steps=1)
+    mixed.train()
+    found["bf16"] = timeless(mixed)
     found["gathers"], found["answers"] = zip(*(count_gathers(whole, gather) for gather in (True, False)), strict=True)
     if fixed.accelerator.is_main_process:
         (folder / "found.json").write_text(json.dumps(found))
+
+
+def evaluations(trainer):
+    return [log["eval_objective/kl"] for log in trainer.state.log_history if "eval_objective/kl" in log]
 
 
 def count_gathers(trainer, gather):
@@ -156,9 +173,25 @@ def test_a_resumed_sharded_run_equals_an_uninterrupted_one(shards, kind):
     assert (folder / kind / "checkpoint-2" / "pytorch_model_fsdp_0").is_dir() is (kind == "SHARDED_STATE_DICT")
     assert len(found[kind]["whole"]) == 3
     assert found[kind]["whole"] == found[kind]["resumed"]
-    assert found[kind]["evaluation"] == found[kind]["again"]
+    assert found[kind]["after"] == found[kind]["again"]
     for name in ("model.safetensors", "value_model/model.safetensors"):
         assert_equal_weights(*(load_file(folder / kind / run / name) for run in ("whole", "resumed")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_ranks_load_the_best_shards(shards, kind):
+    found = shards[1][kind]
+    best = max(found["evaluations"])
+    assert found["evaluations"].index(best) == 2  # the last: its folder is made while Trainer asks for it
+    assert [Path(one).name for one in found["best"]] == ["checkpoint-6"] * 2
+    assert found["after"] == best
+
+
+@pytest.mark.slow
+def test_log_probs_are_not_rounded_to_bf16_by_the_wrapper(shards):
+    (log,) = shards[1]["bf16"]
+    assert (log["objective/kl"], log["val/ratio"], log["policy/approxkl_avg"]) == (0, 1, 0)
 
 
 @pytest.mark.slow

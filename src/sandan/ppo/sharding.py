@@ -1,9 +1,12 @@
 """What FSDP2 needs beyond what Trainer and accelerate do for it."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
@@ -36,6 +39,17 @@ def policy_for_generation(model: nn.Module, accelerator: Accelerator, gather: bo
                     accelerator.state.fsdp_plugin.reshard_after_forward is True, recurse=False
                 )
                 layer.reshard()
+
+
+def exact_outputs(plugin: FullyShardedDataParallelPlugin) -> None:
+    """Keep log-probs and values in float32 under mixed precision, and add gradients up in it.
+
+    accelerate lets FSDP2 cast a model's outputs: log-probs in bf16 are off by some hundredths of a nat, as much as what
+    PPO wants to see. (This is transformers' own policy for FSDP2.)
+    """
+    policy = plugin.mixed_precision_policy
+    if policy is not None:
+        plugin.mixed_precision_policy = dataclasses.replace(policy, output_dtype=None, reduce_dtype=torch.float32)
 
 
 def shard_frozen(model: PreTrainedModel, accelerator: Accelerator) -> nn.Module:

@@ -80,7 +80,7 @@ from .rollout import (
     shuffled,
     stream_seed,
 )
-from .sharding import policy_for_generation, shard_frozen
+from .sharding import exact_outputs, policy_for_generation, shard_frozen
 from .vllm import VLLMSampler, sampling_difference
 from .watch import Watch
 
@@ -199,8 +199,10 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         self.callback_handler.remove_callback(DefaultFlowCallback)
         self.callback_handler.callbacks.insert(0, UpdateFlow(self))
         self.add_callback(Watch())
-        self._place_frozen_models()
         self._check_options(optimizers[0])
+        if self.is_fsdp_enabled:
+            exact_outputs(self.accelerator.state.fsdp_plugin)
+        self._place_frozen_models()
         self.vllm = None
         if args.use_vllm:
             self.vllm = VLLMSampler(policy, self.accelerator, processing_class, self.stop_token_id, self.args)
@@ -229,7 +231,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         """Refuse options that this way of running cannot honour."""
         args = self.args
         if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 1:
-            raise ValueError("FSDP 1 cannot sample from shards; set fsdp_version: 2")
+            raise ValueError("FSDP 1: PPO cannot sample from its shards; set fsdp_version: 2")
         if args.max_approx_kl is not None and self.is_deepspeed_enabled:
             raise ValueError("max_approx_kl: not with DeepSpeed, which steps inside backward; use DDP or FSDP")
         if args.policy_ema_decay is not None and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
