@@ -145,8 +145,8 @@ def count_gathers(trainer, gather):
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
-    options = ("--config_file", FSDP2, "--num_processes", 2, "--mixed_precision", "no", "--main_process_port", 0)
-    on_two_processes("train_in_shards", folder, "accelerate.commands.launch", *options)
+    settings = ("--config_file", FSDP2, "--num_processes", 2, "--mixed_precision", "no", "--main_process_port", 0)
+    on_two_processes("train_in_shards", folder, "accelerate.commands.launch", *settings)
     return folder, json.loads((folder / "found.json").read_text())
 
 
