@@ -29,6 +29,8 @@ WATCHED = (
 
 
 def main(config, model_args, data, stage):
+    from pathlib import Path
+
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, ProgressCallback
     from trl import get_peft_config, get_quantization_config
@@ -47,9 +49,11 @@ def main(config, model_args, data, stage):
     # Master weights in float32: at PPO's learning rates bfloat16 weights do not move.
     defaults = {"dtype": model_args.dtype or torch.float32, "quantization_config": get_quantization_config(model_args)}
     policy = AutoModelForCausalLM.from_pretrained(policy_path, **model_init_kwargs(model_args, defaults))
-    reward = AutoModelForSequenceClassification.from_pretrained(reward_path, num_labels=1, dtype=defaults["dtype"])
     check_vocabulary(policy.config, tokenizer, policy_path)
-    check_vocabulary(reward.config, tokenizer, reward_path)
+    reward = adapter = Path(reward_path, "adapter")
+    if config.critic_backbone != "adapter" or not adapter.is_dir():
+        reward = AutoModelForSequenceClassification.from_pretrained(reward_path, num_labels=1, dtype=defaults["dtype"])
+        check_vocabulary(reward.config, tokenizer, reward_path)
     try:
         trainer = PPOTrainer(
             policy,
@@ -67,12 +71,12 @@ def main(config, model_args, data, stage):
     stage.begin_writing()
     output = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model()
-    merge_adapters(trainer.policy_model, stage)
     trainer.save_state()
     metrics = summary(trainer.state.log_history, output.metrics["train_runtime"])
     metrics |= {"updates": trainer.args.num_total_batches, "dropped_prompts": trainer.dropped_prompts}
     if held_out is not None:
         metrics |= {key: value for key, value in trainer.evaluate().items() if not key.endswith(NOT_METRICS)}
+    merge_adapters(trainer.policy_model, stage)
     stage.finish(metrics, config.device.type)
 
 

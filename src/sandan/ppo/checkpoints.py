@@ -12,7 +12,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from .ema import EMA_FOLDER
-from .modules import load_weights, mark_special_tokens
+from .modules import load_weights, mark_special_tokens, save_policy
 
 
 VALUE_MODEL_FOLDER = "value_model"
@@ -80,14 +80,14 @@ class ResumableTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         wrapper = self.accelerator.unwrap_model(self.model)
         mark_special_tokens(wrapper.policy, self.processing_class, self.stop_token_id)
-        for name, part, target in (
-            ("policy.", wrapper.policy, folder),
-            ("value_model.", wrapper.value_model, folder / VALUE_MODEL_FOLDER),
-        ):
-            weights = state_dict and {
+
+        def part(name: str) -> dict[str, torch.Tensor] | None:
+            return state_dict and {
                 key.removeprefix(name): value for key, value in state_dict.items() if key.startswith(name)
             }
-            part.save_pretrained(target, state_dict=weights)
+
+        save_policy(wrapper.policy, folder, part("policy."))
+        wrapper.value_model.save_pretrained(folder / VALUE_MODEL_FOLDER, state_dict=part("value_model."))
         self.processing_class.save_pretrained(folder)
         if self.policy_average is not None:
             self.policy_average.save(folder)

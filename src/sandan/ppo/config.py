@@ -53,6 +53,13 @@ class PPOConfig(TrainingArguments):
     # Models (read by the trainer)
     model_adapter_name: str | None = field(default=None, metadata={"help": "PEFT adapter that is trained."})
     ref_adapter_name: str | None = field(default=None, metadata={"help": "PEFT adapter that is the reference."})
+    critic_backbone: Literal["own", "adapter", "policy"] = field(
+        default="own",
+        metadata={
+            "help": "What the critic's value head reads: a model of its own; an adapter of its own on the policy's frozen "
+            "backbone (with PEFT); or the hidden states of the policy, whose backbone then learns from both losses."
+        },
+    )
     ds3_gather_for_generation: bool = field(
         default=True,
         metadata={"help": "ZeRO-3, FSDP2: gather the policy's weights while sampling (fast, more memory)."},
@@ -70,6 +77,13 @@ class PPOConfig(TrainingArguments):
     stop_token_id: int | None = field(default=None, metadata={"help": "Id of the token that ends an answer."})
     local_rollout_forward_batch_size: int = field(
         default=64, metadata={"help": "Answers sampled and scored at once on each device."}
+    )
+    rollout_engine: Literal["auto", "generate"] = field(
+        default="auto",
+        metadata={
+            "help": "What samples on a GPU: 'auto' replays a CUDA graph per token (compiled first, with torch_compile) "
+            "on a bf16 or fp16 copy of the policy where the model allows it; 'generate' is transformers' generate."
+        },
     )
     num_sample_generations: int = field(
         default=10, metadata={"help": "How often a few samples are logged during the run; 0 = never."}
@@ -220,7 +234,9 @@ class PPOConfig(TrainingArguments):
             raise ValueError("max_approx_kl: not with fp16, whose loss scaler cannot skip a step; use bf16")
         for name, choices in (
             ("stop_token", (None, "eos")),
+            ("critic_backbone", ("own", "adapter", "policy")),
             ("kl_estimator", ("k1", "k2", "k3")),
+            ("rollout_engine", ("auto", "generate")),
             ("missing_eos_penalty_mode", ("subtract", "replace")),
             ("vllm_mode", ("colocate", "server")),
         ):
