@@ -64,7 +64,7 @@ def main(config, model_args, data, stage):
             processing_class=tokenizer,
             peft_config=get_peft_config(model_args),
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{stage.output_dir}: {error}") from error
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(ShortProgress(WATCHED))

@@ -55,8 +55,22 @@ class ResumableTrainer(Trainer):
                 raise ValueError(f"{self.args.output_dir}: no whole checkpoint to resume from")
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's, which leaves out sharded weights: they are gathered here, but for checkpoints, which keep shards."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is not None and "SHARDED" in str(plugin.state_dict_type):
+            if _internal_call and output_dir is not None:
+                # A checkpoint. Trainer asks whether its folder is there before it writes the shards: ranks would differ
+                # about which checkpoint is the best.
+                Path(output_dir).mkdir(parents=True, exist_ok=True)
+            else:
+                self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """The policy at the root, the critic in `value_model/`, both plain `from_pretrained` folders.
+
+        No `training_args.bin`: it is a pickle, holds `hub_token` in clear, and nothing reads it.
 
         Args:
             state_dict: of the wrapper, where the weights had to be gathered from shards.
@@ -78,7 +92,6 @@ class ResumableTrainer(Trainer):
         if self.policy_average is not None:
             self.policy_average.save(folder)
             self.processing_class.save_pretrained(folder / EMA_FOLDER)
-        torch.save(self.args, folder / "training_args.bin")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:
@@ -91,6 +104,8 @@ class ResumableTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint, self.model)
+        if self.vllm is not None:
+            self.vllm.synced_step = None  # other weights, at the same step
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

@@ -121,6 +121,15 @@ class PolicyAndValue(nn.Module):
         with neutral_generation(self.policy.get_base_model() if isinstance(self.policy, PeftModel) else self.policy):
             return self.policy.generate(**kwargs)
 
+    @property
+    def _no_split_modules(self) -> set[str]:
+        """Layers that FSDP gathers one at a time; without these names it would gather everything at once."""
+        return {name for model in (self.policy, self.value_model) for name in model._no_split_modules or ()}
+
+    def tie_weights(self) -> None:
+        """Tie again what a wrapper has taken apart (accelerate calls this while it makes shards)."""
+        self.policy.tie_weights()
+
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
         for one in self._checkpointed():
             one.activation_checkpointing_enable(self._recomputing(activation_checkpointing_kwargs), **kwargs)

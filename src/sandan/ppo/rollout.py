@@ -40,10 +40,15 @@ def prompt_indices(update: int, batch_size: int, rows: int, seed: int) -> list[i
 
 @dataclass
 class Rollout:
-    """A batch of episodes: dataset rows (with `input_ids`) and what the policy answered to each."""
+    """A batch of episodes: dataset rows (with `input_ids`) and what the policy answered to each.
+
+    Args:
+        sampling_logprobs: of each answer's tokens, where another engine than the training forward sampled them.
+    """
 
     rows: list[dict[str, Any]]
     completions: list[Completion]
+    sampling_logprobs: list[torch.Tensor] | None = None
 
     def prompts(self, tokenizer: "PreTrainedTokenizerBase") -> list[Any]:
         """The prompts as the dataset has them; the decoded text where it has token ids only."""

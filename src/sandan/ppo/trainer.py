@@ -36,7 +36,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
 )
-from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+from trl.models.utils import prepare_deepspeed
 from trl.trainer.utils import use_adapter
 
 from ..compilation import compile_layers
@@ -48,6 +48,7 @@ from .config import PPOConfig
 from .ema import PolicyAverage
 from .evaluation import AnswerEvaluation
 from .flow import UpdateFlow, UpdateLoader
+from .hub import PAPER, PushableTrainer
 from .math import (
     Moments,
     adapted_kl_coef,
@@ -82,6 +83,8 @@ from .rollout import (
     shuffled,
     stream_seed,
 )
+from .sharding import exact_outputs, policy_for_generation, shard_frozen
+from .vllm import VLLMSampler, sampling_difference
 from .watch import Watch
 
 
@@ -111,7 +114,7 @@ class Experience:
     value_mask: torch.Tensor
 
 
-class PPOTrainer(ResumableTrainer, AnswerEvaluation):
+class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
     """Trains a policy and a critic with PPO against reward models, reward functions or a mixture of them.
 
     Args:
@@ -140,6 +143,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
 
     _name = "PPO"
     _tag_names: ClassVar[list[str]] = ["sandan", "ppo"]
+    _paper: ClassVar[dict[str, str]] = PAPER
 
     def __init__(
         self,
@@ -207,9 +211,14 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         self.callback_handler.remove_callback(DefaultFlowCallback)
         self.callback_handler.callbacks.insert(0, UpdateFlow(self))
         self.add_callback(Watch())
-        self._place_frozen_models()
         self._check_options(optimizers[0])
+        if self.is_fsdp_enabled:
+            exact_outputs(self.accelerator.state.fsdp_plugin)
+        self._place_frozen_models()
         self._compile()
+        self.vllm = None
+        if args.use_vllm:
+            self.vllm = VLLMSampler(policy, self.accelerator, processing_class, self.stop_token_id, self.args)
         self.decoder = self._make_decoder()
         decay = args.policy_ema_decay
         self.policy_average = None if decay is None else PolicyAverage(policy, decay)
@@ -235,6 +244,8 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
     def _check_options(self, optimizer: torch.optim.Optimizer | None) -> None:
         """Refuse options that this way of running cannot honour."""
         args = self.args
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 1:
+            raise ValueError("FSDP 1: PPO cannot sample from its shards; set fsdp_version: 2")
         if args.max_approx_kl is not None and self.is_deepspeed_enabled:
             raise ValueError("max_approx_kl: not with DeepSpeed, which steps inside backward; use DDP or FSDP")
         if args.policy_ema_decay is not None and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
@@ -318,7 +329,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         if self.is_deepspeed_enabled:
             self.ref_model = prepare_deepspeed(self.ref_model, self.accelerator)
         elif self.is_fsdp_enabled:
-            self.ref_model = prepare_fsdp(self.ref_model, self.accelerator)
+            self.ref_model = shard_frozen(self.ref_model, self.accelerator)
         else:
             self.ref_model.to(self.accelerator.device)
 
@@ -333,7 +344,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
     def _make_decoder(self) -> Decoder | None:
         """What samples instead of `generate`, where this machine and model can."""
         args, device = self.args, self.accelerator.device
-        if args.rollout_engine == "generate" or device.type != "cuda":
+        if args.use_vllm or args.rollout_engine == "generate" or device.type != "cuda":
             return None
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         reason = "the weights are in shards" if sharded else obstacle(self.policy_model)
@@ -582,8 +593,10 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
 
         Args:
             rows: dataset rows with `input_ids`.
-            seed: of the sampling; the global random state is left alone.
+            seed: of the sampling (vLLM has its own); the global random state is left alone.
         """
+        if self.vllm is not None:
+            return self.vllm.sample(rows, self.state.global_step, greedy)
         args, tokenizer, device = self.args, self.processing_class, self.accelerator.device
         if self.decoder is not None:
             return self._decode(rows, seed, greedy)
@@ -599,9 +612,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         with (
             torch.random.fork_rng(devices=devices),
             self.accelerator.autocast(),
-            unwrap_model_for_generation(
-                self.model_wrapped, self.accelerator, gather_deepspeed3_params=args.ds3_gather_for_generation
-            ) as policy,
+            policy_for_generation(self.model_wrapped, self.accelerator, args.ds3_gather_for_generation) as policy,
         ):
             torch.manual_seed(seed)
             for batch in batched(rows, args.local_rollout_forward_batch_size):
@@ -610,6 +621,8 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
                     input_ids=ids.masked_fill(mask == 0, 0).to(device),
                     attention_mask=mask.to(device),
                     generation_config=config,
+                    # A rank that gathers for every token must go on until the last one is done.
+                    synced_gpus=self.is_fsdp_enabled and not args.ds3_gather_for_generation or None,
                 )
                 answers = output[:, ids.shape[1] :].tolist()
                 completions += [to_completion(tokenizer, answer, self.stop_token_id) for answer in answers]
@@ -791,6 +804,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
                 experience.values, experience.returns, experience.value_mask, self._reduce
             ).item(),
             **self._component_means(components),
+            **sampling_difference(rollout, experience.logprobs, mask, self.accelerator),
         }
 
     def _component_means(self, components: torch.Tensor) -> dict[str, float]:
