@@ -674,6 +674,20 @@ def test_centred_and_clipped_rewards(tiny):
     assert shaped.tolist() == [-2.0, -0.5, 2.0]
 
 
+@pytest.mark.parametrize("centred", [True, False])
+def test_the_critic_is_centred_with_the_rewards(tiny, centred):
+    def first_losses(bias):
+        critic = make_classifier(2)
+        critic.score = torch.nn.Linear(32, 1)
+        torch.nn.init.normal_(critic.score.weight, generator=torch.Generator().manual_seed(0))
+        torch.nn.init.constant_(critic.score.bias, bias)
+        trainer = tiny(trainer={"value_model": critic}, center_rewards=centred, **ONE)
+        trainer.train()
+        return [updates(trainer)[0][name] for name in ("loss/policy_avg", "loss/value_avg", "val/explained_variance")]
+
+    assert (first_losses(0.0) == pytest.approx(first_losses(7.0), rel=1e-4)) == centred
+
+
 def test_the_critic_starts_from_the_reward_model_or_from_the_policy(tiny):
     trainer = tiny()
     for name, tensor in make_classifier().state_dict().items():
@@ -826,7 +840,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny, tmp_path, adapters):  #
     assert stopped.state.global_step == 8
     checkpoint = folder / "checkpoint-8"
     assert load_file(checkpoint / "value_model" / "model.safetensors")
-    assert set(json.loads((checkpoint / "ppo_state.json").read_text())) == {"kl_coef", "reward_center"}
+    assert set(json.loads((checkpoint / "ppo_state.json").read_text())) == {"kl_coef", "reward_center", "value_center"}
     resumed = make()
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert_equal_weights(first, weights(resumed))

@@ -3,13 +3,14 @@
     make reward                               # the SFT model and the reward model that both start from
     python scripts/bench/ppo_learning.py --seeds 1 2 3 4 5 --output learning.json
 
-Both run the settings of recipes/tiny/ppo.yaml (those that TRL knows) from the same script, for each seed. TRL runs
-twice: as the recipe says, and with as many optimizer steps as sandan makes ("trl_matched": its `num_mini_batches` has
-no effect, defect T1 of docs/ppo.md, so that it makes half of them).
+Both run the settings of recipes/tiny/ppo.yaml (those that TRL knows) with one minibatch, from the same script, for each
+seed: TRL's `num_mini_batches` has no effect (defect T1 of docs/ppo.md), and so both make as many optimizer steps.
+"sandan_recipe" is sandan with the recipe's two minibatches.
 
 Six checkpoints of each run are judged on prompts that no stage has seen, by the oracle and by the KL to the SFT model,
-as scripts/evaluate.py does. Prints JSON: of each run its curve, and sandan's oracle score at the KL where TRL ended
-(between two checkpoints, a straight line). The environment of TRL is that of ppo_parity.py, which makes it once.
+as scripts/evaluate.py does. Prints JSON: the curve of each run, and over the seeds the range and mean of where they end.
+With --output a second start goes on where the first one ended. The environment of TRL is that of ppo_parity.py, which
+makes it once.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import datetime
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,11 +38,13 @@ COLLAPSED = 0.8
 
 def run(side: str, interpreter: Path | str, seed: int, folder: Path) -> list[Path]:
     """Train once; the folders of the checkpoints in the order they were written."""
-    trainer = "sandan" if side == "sandan" else "trl"
+    trainer = side.partition("_")[0]
     settings = yaml.safe_load((ROOT / "recipes/tiny/ppo.yaml").read_text(encoding="utf-8"))
     updates = settings["total_episodes"] // (
         settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
     )
+    if side != "sandan_recipe":
+        settings["num_mini_batches"] = 1
     steps = settings["num_ppo_epochs"] * settings["num_mini_batches"]
     settings |= {"output_dir": str(folder), "seed": seed, "save_strategy": "steps", "disable_tqdm": True}
     # TRL's step is an update, sandan's an optimizer step.
@@ -49,8 +53,6 @@ def run(side: str, interpreter: Path | str, seed: int, folder: Path) -> list[Pat
     if trainer == "trl":
         del settings["center_rewards"]
         settings |= {"stop_token": "eos", "gradient_checkpointing": False}
-    if side == "trl_matched":
-        settings |= {"num_ppo_epochs": steps, "num_mini_batches": 1}
     folder.mkdir(parents=True)
     (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     environment = {"PYTHONPATH": str(ROOT / "src") if trainer == "sandan" else "", "HF_HUB_OFFLINE": "1"}
@@ -81,31 +83,17 @@ def judge(checkpoints: Sequence[Path]) -> list[dict[str, float]]:
     return [{short: round(row[name], 4) for short, name in names.items()} for row in rows]
 
 
-def score_at(kl: float, curve: Sequence[dict[str, float]]) -> float | None:
-    """The score where a curve, from its start on, first reaches a KL; None if it never does."""
-    for before, after in itertools.pairwise(curve):
-        if before["kl"] <= kl <= after["kl"]:
-            share = (kl - before["kl"]) / max(after["kl"] - before["kl"], 1e-9)
-            return round(before["score"] + share * (after["score"] - before["score"]), 4)
-    return None
-
-
-def summary(runs: dict[str, dict[int, list[dict[str, float]]]]) -> dict[str, Any]:
-    """Ranges over the seeds, and sandan's score where each of TRL's runs ended."""
+def summary(runs: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, Any]:
+    """Where the runs of each side end: range and mean over the seeds, and how many collapsed."""
     found: dict[str, Any] = {}
     for side, curves in runs.items():
-        last = [curve[-1] for curve in curves.values()]
-        found[side] = {f"{name}_range": [min(x), max(x)] for name in last[0] if (x := [one[name] for one in last])}
+        ends = [curve[-1] for curve in curves.values()]
+        columns = {name: [end[name] for end in ends] for name in (ends[0] if ends else ())}
+        found[side] = {
+            name: {"min": min(values), "max": max(values), "mean": round(statistics.mean(values), 4)}
+            for name, values in columns.items()
+        }
         found[side]["collapsed"] = sum(curve[-1]["score"] < COLLAPSED * curve[0]["score"] for curve in curves.values())
-        if side != "sandan":
-            found[side]["at_the_same_kl"] = {
-                seed: {
-                    "kl": curve[-1]["kl"],
-                    side: curve[-1]["score"],
-                    "sandan": score_at(curve[-1]["kl"], runs["sandan"][seed]),
-                }
-                for seed, curve in curves.items()
-            }
     return found
 
 
@@ -116,14 +104,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also write the JSON to this file, after every run")
     args = parser.parse_args()
     interpreter = make_environment(args.env_dir, [])
-    sides = {"sandan": sys.executable, "trl": interpreter, "trl_matched": interpreter}
-    runs: dict[str, dict[int, list[dict[str, float]]]] = {side: {} for side in sides}
-    result = {"date": datetime.date.today().isoformat(), "hardware": processor(), "runs": runs}
-    for seed in args.seeds:
-        for side, python in sides.items():
-            with tempfile.TemporaryDirectory(prefix="ppo_learning_") as folder:
-                runs[side][seed] = judge(run(side, python, seed, Path(folder, "run")))
-            print(f"seed {seed}, {side}: {runs[side][seed][-1]}", file=sys.stderr)
+    sides = {"sandan": sys.executable, "trl": interpreter, "sandan_recipe": sys.executable}
+    result: dict[str, Any] = {"date": datetime.date.today().isoformat(), "hardware": processor()}
+    result["runs"] = runs = {side: {} for side in sides}
+    if args.output and args.output.exists():
+        runs |= json.loads(args.output.read_text(encoding="utf-8"))["runs"]
+    for seed, side in itertools.product(map(str, args.seeds), sides):
+        if seed in runs[side]:
+            continue
+        with tempfile.TemporaryDirectory(prefix="ppo_learning_") as folder:
+            runs[side][seed] = judge(run(side, sides[side], int(seed), Path(folder, "run")))
+        print(f"seed {seed}, {side}: {runs[side][seed][-1]}", file=sys.stderr)
         result["summary"] = summary(runs)
         if args.output:
             args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

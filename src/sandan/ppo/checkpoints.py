@@ -109,7 +109,8 @@ class ResumableTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        state: dict[str, Any] = {"kl_coef": self.kl_coef, "reward_center": self.reward_center}
+        centers = {"reward_center": self.reward_center, "value_center": self.value_center}
+        state: dict[str, Any] = {"kl_coef": self.kl_coef, **centers}
         if self.args.scale_scores:
             state["score_moments"] = self.score_moments
         if self.state.global_step > self._globalstep_last_logged:
@@ -124,6 +125,7 @@ class ResumableTrainer(Trainer):
         if checkpoint is not None:
             state = json.loads(Path(checkpoint, STATE_FILE).read_text(encoding="utf-8"))
             self.kl_coef, self.reward_center = state["kl_coef"], state["reward_center"]
+            self.value_center = state["value_center"]
             self.score_moments = tuple(state.get("score_moments", self.score_moments))
             self._unlogged = state.get("unlogged", {})
 

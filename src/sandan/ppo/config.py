@@ -122,7 +122,8 @@ class PPOConfig(TrainingArguments):
         default=None, metadata={"help": "Weight of each reward function, in their order; unset: all 1."}
     )
     center_rewards: bool = field(
-        default=False, metadata={"help": "Subtract the mean score of the first batch, which the initial policy wrote."}
+        default=False,
+        metadata={"help": "Subtract the mean score of the first batch (and of the critic's values for it)."},
     )
     scale_scores: bool = field(
         default=False, metadata={"help": "Divide scores by the running standard deviation of all scores so far."}

@@ -225,9 +225,13 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         self._set_state()
 
     def _set_state(self) -> None:
-        """What changes during a run; the first three lines and `policy_average` are in every checkpoint."""
+        """What changes during a run; the first three lines and `policy_average` are in every checkpoint.
+
+        Scores are centred by the first batch's mean, and so is the critic, by its mean value after the last token: one
+        that starts as the reward model is right about the scores before they are centred.
+        """
         self.kl_coef = self.args.kl_coef
-        self.reward_center = None if self.args.center_rewards else 0.0
+        self.reward_center = self.value_center = None if self.args.center_rewards else 0.0
         self.score_moments: Moments = (0.0, 0.0, 0.0)
         self.state.episode = 0
         self._postponed: set[str] = set()
@@ -485,6 +489,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         """L = L_policy + vf_coef L_value - entropy_coef H for one micro-batch, normalised over its optimizer step."""
         args, mask, value_mask = self.args, inputs["old_policy_mask"], inputs["old_value_mask"]
         logprobs, entropies, values = model(inputs["input_ids"], inputs["attention_mask"], inputs["responses"])
+        values = values - self.value_center
         policy_losses, ratio, policy_clipped = clipped_policy_loss(
             logprobs, inputs["old_logprobs"], inputs["old_advantages"], args.cliprange, args.dual_clip
         )
@@ -745,6 +750,9 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         with self._timed("time/forward_seconds"):
             logprobs, ref_logprobs, values = self._forward(rollout)
             mask, value_mask = response_masks(lengths, logprobs.shape[1], args.score_at_stop_token)
+            if self.value_center is None:
+                self.value_center = self._mean(values.gather(1, value_mask.sum(1, keepdim=True) - 1).squeeze(1))
+            values = values - self.value_center
             kl = kl_estimate(logprobs, ref_logprobs, args.kl_estimator).masked_fill(~mask, 0)
             values = values.masked_fill(~value_mask, 0)
             rewards = token_rewards(kl, scores, lengths, self.kl_coef, args.score_at_stop_token)
