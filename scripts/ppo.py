@@ -37,7 +37,7 @@ def main(config, model_args, data, stage):
     from sandan.data import load_data
     from sandan.errors import UserError
     from sandan.models import check_same_tokens, check_vocabulary, load_tokenizer, model_init_kwargs, require_model
-    from sandan.training import NOT_METRICS, ShortProgress, merge_adapters
+    from sandan.training import NOT_METRICS, ShortProgress, kept_if_interrupted, save, train as run_training
 
     policy_path = require_model(model_args.model_name_or_path or config.sft_model_path, stage)
     reward_path = require_model(config.reward_model_path, stage, "reward_model_path")
@@ -64,15 +64,13 @@ def main(config, model_args, data, stage):
         raise UserError(f"{stage.output_dir}: {error}") from error
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(ShortProgress(WATCHED))
-    stage.begin_writing()
-    output = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    trainer.save_model()
-    merge_adapters(trainer.policy_model, stage)
-    trainer.save_state()
+    output = run_training(trainer, stage)
     metrics = summary(trainer.state.log_history, output.metrics["train_runtime"])
     metrics |= {"updates": trainer.args.num_total_batches, "dropped_prompts": trainer.dropped_prompts}
-    if held_out is not None:
-        metrics |= {key: value for key, value in trainer.evaluate().items() if not key.endswith(NOT_METRICS)}
+    with kept_if_interrupted(trainer):
+        save(trainer, trainer.policy_model, stage)
+        if held_out is not None:
+            metrics |= {key: value for key, value in trainer.evaluate().items() if not key.endswith(NOT_METRICS)}
     stage.finish(metrics, config.device.type)
 
 

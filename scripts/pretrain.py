@@ -18,17 +18,13 @@ from sandan.cli import run
 
 def main(args, config, model_args, data, stage):
     from datasets import Dataset
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoModelForMaskedLM,
-        DataCollatorForLanguageModeling,
-        Trainer,
-        set_seed,
-    )
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, set_seed
 
     from sandan.data import load_data
+    from sandan.masking import ReproducibleMasking
     from sandan.models import check_vocabulary, load_tokenizer, model_init_kwargs, require_model
     from sandan.pretraining import bits_per_byte, bytes_per_token, masked_accuracy, new_model, to_blocks
+    from sandan.trainer import GuardedTrainer
     from sandan.training import set_stop_token, train_and_save
 
     masked = args.objective == "mlm"
@@ -49,11 +45,11 @@ def main(args, config, model_args, data, stage):
     with config.main_process_first(desc="packing"):
         train = to_blocks(train, tokenizer, args.block_size_tokens, config.dataloader_num_workers or None)
         held_out = to_blocks(held_out, tokenizer, args.block_size_tokens) if held_out is not None else None
-    trainer = Trainer(
+    trainer = GuardedTrainer(
         model,
         config,
-        DataCollatorForLanguageModeling(
-            tokenizer, mlm=masked, mlm_probability=args.mlm_probability if masked else None
+        ReproducibleMasking(
+            tokenizer, mlm=masked, mlm_probability=args.mlm_probability if masked else None, seed=config.seed
         ),
         train,
         held_out,

@@ -16,17 +16,18 @@ from sandan.cli import run
 
 
 def main(config, model_args, data, stage):
-    from trl import SFTTrainer, get_peft_config
+    from trl import get_peft_config
 
     from sandan.data import load_data
     from sandan.models import check_vocabulary, load_tokenizer, model_init_kwargs, require_model
+    from sandan.sft_trainer import GuardedSFTTrainer
     from sandan.training import count_dropped, set_stop_token, train_and_save
 
     path = require_model(model_args.model_name_or_path, stage)
     tokenizer = load_tokenizer(path, model_args.model_revision)
     train, held_out = load_data(data, stage, columns=[("prompt", "completion"), ("messages",), ("text",)])
     config.model_init_kwargs = model_init_kwargs(model_args, config.model_init_kwargs)
-    trainer = SFTTrainer(
+    trainer = GuardedSFTTrainer(
         path,
         config,
         train_dataset=train,

@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from sandan import PPOConfig, PPOTrainer
+from sandan.checkpoints import newest_whole
 from sandan.errors import GateError
 from sandan.generation import Completion
 from sandan.ppo import watch
-from sandan.ppo.checkpoints import last_whole_checkpoint
 from sandan.ppo.samples import samples_table
 
 
@@ -450,9 +450,9 @@ def test_a_run_killed_anywhere_goes_on_as_if_it_had_not_been(tmp_path):
     whole.train()
     assert {log["policy/epochs_used"] for log in updates(whole)} != {2}  # some steps were skipped
     for moment in MOMENTS:
-        checkpoint = last_whole_checkpoint(tmp_path / moment)
+        checkpoint = newest_whole(tmp_path / moment)
         assert Path(checkpoint).name == "checkpoint-8"
-        assert (tmp_path / moment / "checkpoint-12").exists() is (moment == "save")
+        assert (tmp_path / moment / ".saving" / "checkpoint-12").exists() is (moment == "save")
         resumed = resumable(tmp_path / moment)
         resumed.train(resume_from_checkpoint=True)
         assert_equal_weights(weights(whole), weights(resumed))

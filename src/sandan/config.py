@@ -46,6 +46,18 @@ REMOVED_KEYS = {
 }
 TOKEN_KEYS = {"hub_token", "token", "hf_token", "push_to_hub_token"}
 
+# Settings that a stage cannot be trusted with: the values that may be given, and what to do instead.
+REFUSED = {
+    "enable_jit_checkpoint": (
+        (False,),
+        "it saves in the middle of a step, and dropout then resumes otherwise; SIGTERM is handled here after the step",
+    ),
+    "logging_nan_inf_filter": ((False,), "it hides losses that are not finite; a run stops at one here"),
+    "resume_from_checkpoint": ((None,), "use resume: auto, never, or a checkpoint's folder"),
+    "save_only_model": ((False,), "such a checkpoint cannot be resumed; the final model is saved alone anyway"),
+    "trust_remote_code": ((False,), "no code from the Hub is run; use an architecture of transformers"),
+}
+
 # Smallest value of numbers whose type alone would let nonsense through.
 SMALLEST = {
     "per_device_train_batch_size": 1,
@@ -115,7 +127,10 @@ class StrictParser(TrlParser):
         given = {argument.removeprefix("--").partition("=")[0].replace("-", "_") for argument in arguments}
         for key, value in vars(namespace).items():
             from_file = key in lines and key not in given
-            _check_value(value, key, f"{config_path}:{lines[key]}: {key}" if from_file else f"command line: --{key}")
+            where = f"{config_path}:{lines[key]}: {key}" if from_file else f"command line: --{key}"
+            _check_value(value, key, where)
+            if key in REFUSED and (from_file or key in given) and value not in REFUSED[key][0]:
+                raise UserError(f"{where}: {value}: refused: {REFUSED[key][1]}")
         try:
             return self.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)
         except (ValueError, TypeError, ImportError) as error:

@@ -38,6 +38,28 @@ VERSIONED = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "
 RESULT, RECIPE = "result.json", "recipe.yaml"
 
 
+@dataclass
+class RunArguments:
+    """How a stage is run; options of every script."""
+
+    dry_run: bool = field(
+        default=False, metadata={"help": "Check settings, data and disk, show what would be trained, change nothing."}
+    )
+
+
+@dataclass
+class TrainingRunArguments(RunArguments):
+    """How a stage that trains is run."""
+
+    resume: str = field(
+        default="auto",
+        metadata={"help": "Go on from: auto (the newest whole checkpoint of an unfinished run), never, or a folder."},
+    )
+    resume_with_changes: bool = field(
+        default=False, metadata={"help": "Go on from a checkpoint although settings or data have changed."}
+    )
+
+
 def is_main_process() -> bool:
     """Whether this process writes files and messages (rank 0, or the only one)."""
     return os.environ.get("RANK", "0") == "0"
@@ -54,6 +76,7 @@ class Stage:
         seed (`int`): the run's seed.
         config (`dict`): effective settings, JSON types only.
         recipe_dir (`Path`, *optional*): the folder of the recipe's YAML files.
+        run (`RunArguments`): how it is run.
     """
 
     name: str
@@ -63,6 +86,7 @@ class Stage:
     config: dict[str, Any]
     inputs: dict[str, str] = field(default_factory=dict)
     recipe_dir: Path | None = None
+    run: RunArguments = field(default_factory=TrainingRunArguments)
     started_seconds: float = field(default_factory=time.monotonic)
 
     def open(self) -> "Stage":
@@ -143,6 +167,10 @@ class Stage:
             "config": self.config,
         }
         write_text(self.output_dir / RESULT, json.dumps(result, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
+
+    def was_finished(self) -> bool:
+        """Whether the run that [`open`] found here had finished. To be asked before [`begin_writing`]."""
+        return _aside(self.output_dir / RESULT).is_file()
 
     def begin_writing(self) -> None:
         """Say that the folder's files change from here on: the earlier run's result no longer stands."""

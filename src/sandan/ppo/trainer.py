@@ -39,6 +39,7 @@ from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_g
 from trl.trainer.utils import use_adapter
 
 from ..generation import batched, pad_left, sampling_config, to_completion
+from ..trainer import leave_if_asked
 from .checkpoints import ResumableTrainer
 from .config import PPOConfig
 from .ema import PolicyAverage
@@ -215,7 +216,6 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         self._update_stopped = False
         self._update_metrics: dict[str, float] = {}
         self._history: list[dict[str, float]] = []
-        self._unlogged: dict[str, Any] = {}
         self._clock: tuple[float, int] | None = None
 
     def _check_options(self, optimizer: torch.optim.Optimizer | None) -> None:
@@ -548,6 +548,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         ):
             torch.manual_seed(seed)
             for batch in batched(rows, args.local_rollout_forward_batch_size):
+                leave_if_asked(self.accelerator)
                 ids, mask = pad_left([row[INPUT_IDS] for row in batch], tokenizer.pad_token_id)
                 output = policy.generate(
                     input_ids=ids.masked_fill(mask == 0, 0).to(device),
