@@ -216,12 +216,12 @@ class Matrix:
 
     def kill(self, stage: str, kind: str, output: Path) -> str:
         if kind == "SIGKILL in a save":
-            at = self.rng.randrange(1, 60)
+            at = self.rng.randrange(30, 260)
             assert forked(lambda: run_stage(stage, self.folder, output, at)) == -signal.SIGKILL
             return f"opening file {at}, {left_behind(output)}"
         child = start(lambda: run_stage(stage, self.folder, output))
         # From the moment at which the folder is there: the run has been set up.
-        delay = self.rng.uniform(0.1, 0.9) * self.seconds[stage]
+        delay = self.rng.uniform(0.2, 0.95) * self.seconds[stage]
         deadline = time.monotonic() + delay
         while time.monotonic() < deadline and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             time.sleep(0.01)

@@ -11,6 +11,8 @@
 import json
 import logging
 import math
+import pickle
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -107,7 +109,7 @@ class ReliableTrainer(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         writer = self.args.should_save
         if writer:
-            checkpoints.remove(output_dir / checkpoints.ASIDE)
+            shutil.rmtree(output_dir / checkpoints.ASIDE, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self._aside = output_dir / checkpoints.ASIDE
         try:
@@ -128,7 +130,7 @@ class ReliableTrainer(Trainer):
                 error = caught
         failed = on_any_rank(self.accelerator, error is not None)
         if writer:
-            checkpoints.remove(output_dir / checkpoints.ASIDE)
+            shutil.rmtree(output_dir / checkpoints.ASIDE, ignore_errors=True)
         if failed:
             self._give_up_saving(output_dir / name, error)
 
@@ -214,6 +216,8 @@ class ReliableTrainer(Trainer):
             except Interrupted:
                 self.save_checkpoint()
                 raise
+            except pickle.UnpicklingError as error:
+                raise UserError(f"{start}: a file in it holds other things than numbers; refused, nothing ran") from error
         if self._stop.stopped:
             raise Interrupted(interruption.requested() or "a signal to another rank")
         # Trainer has added them to the total: a checkpoint that is saved from here on must not do so again.
