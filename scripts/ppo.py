@@ -37,7 +37,8 @@ def main(config, model_args, data, stage):
     from sandan.data import load_data
     from sandan.errors import UserError
     from sandan.models import check_same_tokens, check_vocabulary, load_tokenizer, model_init_kwargs, require_model
-    from sandan.training import NOT_METRICS, ShortProgress, kept_if_interrupted, save, train as run_training
+    from sandan.training import NOT_METRICS, ShortProgress, kept_if_interrupted, save
+    from sandan.training import train as run_training
 
     policy_path = require_model(model_args.model_name_or_path or config.sft_model_path, stage)
     reward_path = require_model(config.reward_model_path, stage, "reward_model_path")

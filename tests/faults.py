@@ -10,10 +10,12 @@ import json
 import os
 import random
 import runpy
+import shutil
 import signal
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 
@@ -28,7 +30,9 @@ SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "nu
 # Values that tell the time.
 TIMED = ("time/", "_runtime", "_per_second", "eps", "_preparation_time")
 # Saves, evaluations and logs that do not fall together; dropout, so that random numbers matter.
-OFTEN = "--save_strategy steps --save_steps 7 --eval_strategy steps --eval_steps 5 --logging_steps 3 --save_total_limit 3"
+OFTEN = (
+    "--save_strategy steps --save_steps 7 --eval_strategy steps --eval_steps 5 --logging_steps 3 --save_total_limit 3"
+)
 COMMON = f"{OFTEN} --max_steps 40 --per_device_train_batch_size 4 --dataloader_num_workers 0 --disable_tqdm true"
 MODELS = {
     "clm": {"model_type": "llama", "attention_dropout": 0.1, **SIZES},
@@ -45,7 +49,10 @@ def command(stage: str, folder: Path, output: Path) -> tuple[str, list[str]]:
         own += ["--model_config", model, "--tokenizer_name_or_path", str(folder / "model")]
     elif stage == "ppo":
         recipe, own = "ppo", "--total_episodes 80 --gradient_accumulation_steps 1 --per_device_eval_batch_size 8"
-        own = [*own.split(), *"--response_length 8 --per_device_train_batch_size 8 --policy_ema_decay 0.9".split()]
+        own = [
+            *own.split(),
+            *["--response_length", "8", "--per_device_train_batch_size", "8", "--policy_ema_decay", "0.9"],
+        ]
         own += ["--model_name_or_path", str(folder / "model"), "--reward_model_path", str(folder / "classifier")]
     else:
         recipe, own = stage, ["--model_name_or_path", str(folder / "model")]
@@ -151,7 +158,10 @@ def die_while_saving(number: int) -> None:
 def outcome(output: Path) -> dict:
     """What must not depend on whether a run was interrupted: weights and every number that was logged or reported."""
     state = json.loads((output / "trainer_state.json").read_text())
-    history = [{k: v for k, v in entry.items() if not k.startswith(TIMED) and not k.endswith(TIMED)} for entry in state["log_history"]]
+    history = [
+        {k: v for k, v in entry.items() if not k.startswith(TIMED) and not k.endswith(TIMED)}
+        for entry in state["log_history"]
+    ]
     result = json.loads((output / "result.json").read_text())["metrics"]
     evaluated = {key: value for key, value in result.items() if key.startswith("eval")}
     weights = {
@@ -159,7 +169,11 @@ def outcome(output: Path) -> dict:
         for path in sorted(output.rglob("*.safetensors"))
         if not any(part.startswith((".", "checkpoint-")) for part in path.relative_to(output).parts)
     }
-    return {"weights": weights, "history": [entry for entry in history if "train_loss" not in entry], "metrics": evaluated}
+    return {
+        "weights": weights,
+        "history": [entry for entry in history if "train_loss" not in entry],
+        "metrics": evaluated,
+    }
 
 
 def difference(one: dict, other: dict) -> str | None:
@@ -217,7 +231,11 @@ class Matrix:
     def kill(self, stage: str, kind: str, output: Path) -> str:
         if kind == "SIGKILL in a save":
             at = self.rng.randrange(30, 260)
-            assert forked(lambda: run_stage(stage, self.folder, output, at)) == -signal.SIGKILL
+            while (code := forked(partial(run_stage, stage, self.folder, output, at))) == 0:
+                # The run has opened fewer files than that.
+                shutil.rmtree(output)
+                at //= 2
+            assert code == -signal.SIGKILL, f"it ended with {code}: {self.log(output)}"
             return f"opening file {at}, {left_behind(output)}"
         child = start(lambda: run_stage(stage, self.folder, output))
         # From the moment at which the folder is there: the run has been set up.
@@ -233,7 +251,9 @@ class Matrix:
 
 
 def left_behind(output: Path) -> str:
-    names = sorted(path.name for path in output.glob("*") if path.name.startswith(("checkpoint-", ".saving", "result")))
+    names = sorted(
+        path.name for path in output.glob("*") if path.name.startswith(("checkpoint-", ".saving", "result"))
+    )
     return "left " + (", ".join(names) or "nothing")
 
 
@@ -268,7 +288,12 @@ def main() -> None:
         matrix.run_whole(stage)
         for kind in options.kinds:
             where = [matrix.kill_and_go_on(stage, kind, number) for number in range(options.kills)]
-            print(f"{stage}: {kind}: {len(where)} of {options.kills} went on bit for bit", *where, sep="\n    ", flush=True)
+            print(
+                f"{stage}: {kind}: {len(where)} of {options.kills} went on bit for bit",
+                *where,
+                sep="\n    ",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

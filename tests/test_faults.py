@@ -132,7 +132,9 @@ BREAKAGES = {
     "missing": lambda path: path.unlink(),
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
     "empty": lambda path: path.write_bytes(b""),
-    "bit-flipped": lambda path: path.write_bytes(path.read_bytes()[:-9] + bytes([path.read_bytes()[-9] ^ 1]) + path.read_bytes()[-8:]),
+    "bit-flipped": lambda path: path.write_bytes(
+        path.read_bytes()[:-9] + bytes([path.read_bytes()[-9] ^ 1]) + path.read_bytes()[-8:]
+    ),
 }
 FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "run_state.json")
 
@@ -177,7 +179,12 @@ def test_rotation_keeps_whole_checkpoints_and_never_counts_broken_ones(make, sav
 
 def test_the_best_checkpoint_survives_rotation_under_its_name(make, saved):
     run = make(
-        save_total_limit=1, max_steps=8, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, learning_rate=5.0
+        save_total_limit=1,
+        max_steps=8,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        learning_rate=5.0,
     )
     run.train()
     best = Path(run.state.best_model_checkpoint)
@@ -231,7 +238,8 @@ def test_settings_that_change_no_weight_do_not_matter(make, saved):
 
 
 @pytest.mark.parametrize(
-    "path, wanted", [("nowhere", "no such folder"), ("checkpoint-4", "optimizer.pt is missing"), (".", "no MANIFEST.json")]
+    "path, wanted",
+    [("nowhere", "no such folder"), ("checkpoint-4", "optimizer.pt is missing"), (".", "no MANIFEST.json")],
 )
 def test_a_named_checkpoint_must_be_whole(make, saved, path, wanted):
     (saved / "checkpoint-4" / "optimizer.pt").unlink()
@@ -328,10 +336,10 @@ def test_a_finished_run_that_is_resumed_makes_no_further_step(make, saved):
     finished = make()
     finished.train(resume_from_checkpoint=str(saved / "checkpoint-6"))
     assert finished.state.global_step == 6
-    assert equal(weights(finished), [one for one in make_again(make, saved)])
+    assert equal(weights(finished), stored_weights(make, saved))
 
 
-def make_again(make, saved):
+def stored_weights(make, saved):
     from safetensors.torch import load_file
 
     stored = load_file(saved / "checkpoint-6" / "model.safetensors")

@@ -77,6 +77,7 @@ class Stage:
         config (`dict`): effective settings, JSON types only.
         recipe_dir (`Path`, *optional*): the folder of the recipe's YAML files.
         run (`RunArguments`): how it is run.
+        notes (`dict`): counts of the data's checks, for `result.json`.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Stage:
     inputs: dict[str, str] = field(default_factory=dict)
     recipe_dir: Path | None = None
     run: RunArguments = field(default_factory=TrainingRunArguments)
+    notes: dict[str, Any] = field(default_factory=dict)
     started_seconds: float = field(default_factory=time.monotonic)
 
     def open(self) -> "Stage":
@@ -164,6 +166,7 @@ class Stage:
             "versions": {"python": platform.python_version(), "sandan": __version__}
             | {name: metadata.version(name) for name in VERSIONED},
             "inputs": self.inputs,
+            "data": self.notes,
             "config": self.config,
         }
         write_text(self.output_dir / RESULT, json.dumps(result, indent=1, ensure_ascii=False, sort_keys=False) + "\n")

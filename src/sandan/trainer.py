@@ -217,7 +217,9 @@ class ReliableTrainer(Trainer):
                 self.save_checkpoint()
                 raise
             except pickle.UnpicklingError as error:
-                raise UserError(f"{start}: a file in it holds other things than numbers; refused, nothing ran") from error
+                raise UserError(
+                    f"{start}: a file in it holds other things than numbers; refused, nothing ran"
+                ) from error
         if self._stop.stopped:
             raise Interrupted(interruption.requested() or "a signal to another rank")
         # Trainer has added them to the total: a checkpoint that is saved from here on must not do so again.
