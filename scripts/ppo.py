@@ -16,6 +16,7 @@ CPU:
 from sandan.cli import run
 
 
+COLUMNS = [("prompt",)]
 WATCHED = (
     "episode",
     "objective/scores",
@@ -36,7 +37,14 @@ def main(config, model_args, data, stage):
     from sandan import PPOTrainer
     from sandan.data import load_data
     from sandan.errors import UserError
-    from sandan.models import check_same_tokens, check_vocabulary, load_tokenizer, model_init_kwargs, require_model
+    from sandan.models import (
+        check_same_tokens,
+        check_vocabulary,
+        load_model,
+        load_tokenizer,
+        model_init_kwargs,
+        require_model,
+    )
     from sandan.training import NOT_METRICS, ShortProgress, kept_if_interrupted, save
     from sandan.training import train as run_training
 
@@ -44,11 +52,11 @@ def main(config, model_args, data, stage):
     reward_path = require_model(config.reward_model_path, stage, "reward_model_path")
     tokenizer = load_tokenizer(policy_path, model_args.model_revision, padding_side="left")
     check_same_tokens(tokenizer, reward_path, "reward_model_path")
-    train, held_out = load_data(data, stage, columns=[("prompt",)])
+    train, held_out = load_data(data, stage, COLUMNS)
     # Master weights in float32: at PPO's learning rates bfloat16 weights do not move.
     defaults = {"dtype": model_args.dtype or torch.float32, "quantization_config": get_quantization_config(model_args)}
-    policy = AutoModelForCausalLM.from_pretrained(policy_path, **model_init_kwargs(model_args, defaults))
-    reward = AutoModelForSequenceClassification.from_pretrained(reward_path, num_labels=1, dtype=defaults["dtype"])
+    policy = load_model(AutoModelForCausalLM, policy_path, **model_init_kwargs(model_args, defaults))
+    reward = load_model(AutoModelForSequenceClassification, reward_path, num_labels=1, dtype=defaults["dtype"])
     check_vocabulary(policy.config, tokenizer, policy_path)
     check_vocabulary(reward.config, tokenizer, reward_path)
     try:

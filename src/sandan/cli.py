@@ -74,6 +74,11 @@ def _run(main: Callable[..., None], dataclass_specs: tuple[str | type, ...], arg
     recipe = Path(config_path).resolve().parent.name if config_path else output_dir.resolve().parent.name
     recipe_dir = Path(config_path).parent if config_path else None
     stage = Stage(name, recipe, output_dir, config.get("seed", 0), config, recipe_dir=recipe_dir, run=options)
+    if options.dry_run:
+        from .dry_run import DryRun
+
+        print(DryRun(stage, values, parser.origins, main.__globals__.get("COLUMNS")).report())
+        return
     stage.open()
     try:
         main(*values, stage)

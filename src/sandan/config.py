@@ -87,6 +87,8 @@ class StrictParser(TrlParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(list(dataclass_types), **kwargs)
         self.hints: dict[str, Any] = {}
+        # Where each value that was given came from; whatever is not here is a default.
+        self.origins: dict[str, str] = {}
         for dataclass_type in self.dataclass_types:
             self.hints |= {
                 name: hint
@@ -128,6 +130,8 @@ class StrictParser(TrlParser):
         for key, value in vars(namespace).items():
             from_file = key in lines and key not in given
             where = f"{config_path}:{lines[key]}: {key}" if from_file else f"command line: --{key}"
+            if from_file or key in given:
+                self.origins[key] = f"{config_path}:{lines[key]}" if from_file else "command line"
             _check_value(value, key, where)
             if key in REFUSED and (from_file or key in given) and value not in REFUSED[key][0]:
                 raise UserError(f"{where}: {value}: refused: {REFUSED[key][1]}")

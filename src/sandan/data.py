@@ -162,12 +162,12 @@ def _check_local_files(sources: Sequence[DatasetConfig], stage: Stage, columns: 
                 raise UserError(f"{file}: is a folder; name its files, as in {file}/*.jsonl")
             if Path(file).stat().st_size == 0:
                 raise UserError(f"{file}: empty; expected {describe_columns(columns)}")
-            if _is_jsonl(file):
+            if is_jsonl(file):
                 jsonl.append(file)
     return list(dict.fromkeys(jsonl))
 
 
-def _is_jsonl(file: str) -> bool:
+def is_jsonl(file: str) -> bool:
     return Path(file.removesuffix(".gz")).suffix == ".jsonl"
 
 
@@ -191,7 +191,7 @@ def _copy_good_rows(
     for source in sources:
         files = local_files(source)
         for index, file in enumerate(files):
-            if not _is_jsonl(file):
+            if not is_jsonl(file):
                 continue
             number = hashes.files.index(file)
             lines = {
@@ -257,7 +257,7 @@ def _load_mixture(
             raise UserError(f"{names}: no rows")
         if not any(set(wanted) <= set(dataset.column_names) for wanted in columns):
             raise UserError(f"{names}: columns {dataset.column_names}, expected {describe_columns(columns)}")
-        if any(not local_files(source) or not all(map(_is_jsonl, local_files(source))) for source in mixture.datasets):
+        if any(not local_files(source) or not all(map(is_jsonl, local_files(source))) for source in mixture.datasets):
             wanted = next(wanted for wanted in columns if set(wanted) <= set(dataset.column_names))
             dataset = _check_loaded(dataset, wanted, names, stage, skip_bad_rows)
     return dataset

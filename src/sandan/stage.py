@@ -100,23 +100,8 @@ class Stage:
         # Only the process that writes looks: another one could meet a folder half made.
         if not is_main_process():
             return self
+        self.check_owner()
         owner = self.output_dir / RECIPE
-        if self.output_dir.is_file():
-            raise UserError(f"{self.output_dir}: is a file; give another --output_dir")
-        if self.output_dir.is_dir() and any(self.output_dir.iterdir()):
-            try:
-                found = yaml.safe_load(owner.read_text(encoding="utf-8")) if owner.is_file() else {}
-            except (ValueError, yaml.YAMLError):
-                found = {}
-            found = found if isinstance(found, dict) else {}
-            if (found.get("recipe"), found.get("stage")) != (self.recipe, self.name):
-                holds = (
-                    f"recipe {found.get('recipe')!r}, stage {found['stage']!r}" if "stage" in found else "other files"
-                )
-                raise UserError(
-                    f"{self.output_dir}: holds {holds}, not recipe {self.recipe!r}, stage {self.name!r}; "
-                    "nothing was changed: give another --output_dir or remove the folder"
-                )
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             for path in (owner, self.output_dir / RESULT):
@@ -128,6 +113,25 @@ class Stage:
                 f"{self.output_dir}: cannot be written ({error.strerror}); give another --output_dir"
             ) from None
         return self
+
+    def check_owner(self) -> None:
+        """Raise [`UserError`] if the output folder holds something that this stage of this recipe did not write."""
+        owner = self.output_dir / RECIPE
+        if self.output_dir.is_file():
+            raise UserError(f"{self.output_dir}: is a file; give another --output_dir")
+        if not self.output_dir.is_dir() or not any(self.output_dir.iterdir()):
+            return
+        try:
+            found = yaml.safe_load(owner.read_text(encoding="utf-8")) if owner.is_file() else {}
+        except (ValueError, yaml.YAMLError):
+            found = {}
+        found = found if isinstance(found, dict) else {}
+        if (found.get("recipe"), found.get("stage")) != (self.recipe, self.name):
+            holds = f"recipe {found.get('recipe')!r}, stage {found['stage']!r}" if "stage" in found else "other files"
+            raise UserError(
+                f"{self.output_dir}: holds {holds}, not recipe {self.recipe!r}, stage {self.name!r}; "
+                "nothing was changed: give another --output_dir or remove the folder"
+            )
 
     def add_input(self, path: str | Path) -> Path:
         """Record a file or an earlier stage's folder in the lineage: path -> sha256. Hub names are kept as they are.

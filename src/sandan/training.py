@@ -7,11 +7,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from transformers import ProgressCallback
+from trl import get_peft_config
 
 from . import interruption
 from .checkpoints import choose, comparable
 from .errors import Interrupted, UserError
+from .models import first_line, model_init_kwargs
 from .resources import checkpoint_bytes, model_bytes, readable_bytes
 from .stage import Stage, is_main_process
 from .trainer import on_any_rank
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.trainer_utils import TrainOutput
+    from trl import ModelConfig, RewardConfig, SFTConfig
 
     from .trainer import ReliableTrainer
 
@@ -45,6 +49,36 @@ class ShortProgress(ProgressCallback):
         shown = {name: logs[name] for name in self.shown if name in logs}
         if shown:
             super().on_log(args, state, control, logs=shown, **kwargs)
+
+
+def make_trl_trainer(
+    trainer_class: "type[ReliableTrainer]",
+    path: str,
+    config: "SFTConfig | RewardConfig",
+    model_args: "ModelConfig",
+    datasets: "tuple[Dataset, Dataset | None]",
+    tokenizer: "PreTrainedTokenizerBase",
+) -> "ReliableTrainer":
+    """A trainer of TRL that loads its model from `path`.
+
+    Args:
+        datasets: training and held-out rows.
+
+    Raises:
+        UserError: if the model cannot be loaded, or rows and settings do not fit.
+    """
+    config.model_init_kwargs = model_init_kwargs(model_args, config.model_init_kwargs)
+    try:
+        return trainer_class(
+            path,
+            config,
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_args),
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be trained: {first_line(error)}") from error
 
 
 def train(trainer: "ReliableTrainer", stage: Stage) -> "TrainOutput":
