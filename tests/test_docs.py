@@ -135,6 +135,8 @@ def launched(words, checkout):
     assert words[1] == "launch"
     assert words[2] == "--config_file"
     load_config_from_file(str(checkout / words[3]))
+    # Without it the launcher prints a traceback of its own below the script's one line.
+    words = [word for word in words if word != "--quiet"]
     script = Path(words[4])
     assert script.parent == Path("scripts")
     assert script.stem in SCRIPTS

@@ -1,12 +1,13 @@
 """The one entry point of every `scripts/<stage>.py`: parse, open the stage, run it, turn mistakes into one line."""
 
+import contextlib
 import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import interruption
 from .checkpoints import disk_problem
@@ -34,9 +35,14 @@ def run(main: Callable[..., None], *dataclass_specs: str | type) -> None:
     logging.basicConfig(level=logging.INFO if is_main_process() else logging.ERROR, format="%(message)s")
     for noisy in ("httpx", "httpcore", "filelock", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    guarded(lambda: _run(main, dataclass_specs, sys.argv[1:]))
+
+
+def guarded(action: Callable[[], None]) -> None:
+    """Call `action`; what ends it early becomes one line and an exit code, as [`run`] says."""
     try:
         with interruption.handled():
-            _run(main, dataclass_specs, sys.argv[1:])
+            action()
     except Interrupted as error:
         _leave(f"stopped by {error}; the same command goes on", interruption.REQUEUE_EXIT_CODE)
     except (GateError, FloatingPointError) as error:
@@ -47,7 +53,7 @@ def run(main: Callable[..., None], *dataclass_specs: str | type) -> None:
         if (problem := disk_problem(error)) is None:
             logging.getLogger(__name__).error("This is a fault of the program. Please report it: %s", REPORT)
             raise
-        _leave(f"error: {getattr(error, 'filename', None) or 'writing'}: {problem}; make room and run it again", 2)
+        _leave(f"error: {getattr(error, 'filename', None) or 'a file'}: cannot be read or written: {problem}", 2)
 
 
 def _leave(line: str, code: int) -> NoReturn:
@@ -79,16 +85,46 @@ def _run(main: Callable[..., None], dataclass_specs: tuple[str | type, ...], arg
 
         print(DryRun(stage, values, parser.origins, main.__globals__.get("COLUMNS")).report())
         return
-    stage.open()
-    try:
-        main(*values, stage)
-    except (UserError, Interrupted):
-        stage.restore()
-        raise
+    kind = Path(main.__code__.co_filename).stem + ("_mlm" if config.get("objective") == "mlm" else "")
+    with pushed(stage, kind, values):
+        stage.open()
+        try:
+            main(*values, stage)
+        except (UserError, Interrupted):
+            stage.restore()
+            raise
     if is_main_process():
         print(f"{stage.name}: done, see {stage.output_dir}/result.json")
         if stage.next_command():
             print(f"next: {stage.next_command()}")
+
+
+@contextlib.contextmanager
+def pushed(stage: Stage, kind: str, values: Sequence[Any]) -> Iterator[None]:
+    """Push the stage's folder after the block, if its settings say `push_to_hub`; rights are checked before it.
+
+    Trainer's own push is off: it would upload pickled files, and before the run is known to be whole.
+    """
+    if not stage.config.get("push_to_hub"):
+        yield
+        return
+    from huggingface_hub import HfApi
+
+    from .publish import check_rights, one_stage, push, refuse_secrets
+    from .stage import read_result
+
+    for value in values:
+        if hasattr(value, "push_to_hub"):
+            value.push_to_hub = False
+    api, repo_id = HfApi(), stage.config.get("hub_model_id")
+    if is_main_process():
+        check_rights(repo_id, api)
+    yield
+    if is_main_process():
+        results = {kind: read_result(stage.output_dir)}
+        repository = one_stage(stage.output_dir, repo_id, results, kind, None)
+        refuse_secrets(repository)
+        push([repository], stage.config.get("hub_private_repo") is False, api, logging.getLogger(__name__).info)
 
 
 def _run_options(dataclass_specs: Sequence[str | type]) -> type[RunArguments]:

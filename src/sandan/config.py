@@ -55,6 +55,8 @@ REFUSED = {
     "logging_nan_inf_filter": ((False,), "it hides losses that are not finite; a run stops at one here"),
     "resume_from_checkpoint": ((None,), "use resume: auto, never, or a checkpoint's folder"),
     "save_only_model": ((False,), "such a checkpoint cannot be resumed; the final model is saved alone anyway"),
+    "hub_always_push": ((False,), "a stage is pushed once, when it is finished"),
+    "hub_strategy": (("end", "every_save"), "a stage is pushed once, when it is finished; checkpoints stay here"),
     "trust_remote_code": ((False,), "no code from the Hub is run; use an architecture of transformers"),
 }
 

@@ -168,7 +168,8 @@ class DryRun:
             check_files(looked_at, self.stage, self.columns)
         rows = [row for source in data.datasets for row in self._first_rows(source)]
         total = self.stage.notes.get("train_rows_read") or None
-        self._say("data", f"{f'{total:,} rows' if total else 'rows are not counted'}, {self.stage.notes}")
+        counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in self.stage.notes.items() if count)
+        self._say("data", counts or "rows are not counted before they are loaded")
         return ([row | as_chat(row) for row in rows] if data.as_chat else rows), total
 
     def _first_rows(self, source: Any) -> list[dict[str, Any]]:
@@ -264,7 +265,7 @@ class DryRun:
     def _hub(self) -> None:
         args = self._arguments()
         if args is not None and args.push_to_hub:
-            from .publishing import check_rights
+            from .publish import check_rights
 
             self._say("hub", check_rights(args.hub_model_id))
 
