@@ -30,6 +30,8 @@ def main(args, config, model_args, data, stage):
     path = require_model(model_args.model_name_or_path, stage)
     tokenizer = load_tokenizer(path, model_args.model_revision)
     train, held_out = load_data(data, stage, COLUMNS)
+    if args.best_of_n_prompt_file is not None:
+        stage.add_input(args.best_of_n_prompt_file)
     held_out_rows = [] if held_out is None else held_out.to_list()
     if "prompt" in train.column_names:
         check_disjoint([prompt_id(row) for row in train], [prompt_id(row) for row in held_out_rows])

@@ -198,9 +198,9 @@ def test_make_check_goes_through_all_stages_and_names_those_that_are_not_ready(t
     checkout = make_checkout(tmp_path / "checkout")
     recipe = checkout / "recipes" / "tiny" / "ppo.yaml"
     recipe.write_text(recipe.read_text() + "learing_rate: 1\n")
-    for name in ("pretrain", "pretrain_mlm", "candidates", "evaluate", "reward", "report"):
+    for name in ("pretrain", "pretrain_mlm", "sft", "candidates", "evaluate", "reward", "report"):
         (checkout / "recipes" / "tiny" / f"{name}.yaml").unlink()
     done = make(checkout, "check", timeout=300)
     assert done.returncode == 2
-    assert re.findall(r"── tiny: (\w+) ──", done.stdout) == ["tokenizer", "sft", "rank", "ppo"]
-    assert "recipes/tiny/ppo.yaml:" in done.stderr and "not ready: sft rank ppo" in done.stderr, done.stderr
+    assert re.findall(r"── tiny: (\w+) ──", done.stdout) == ["tokenizer", "rank", "ppo"]
+    assert "recipes/tiny/ppo.yaml:" in done.stderr and "not ready: rank ppo" in done.stderr, done.stderr

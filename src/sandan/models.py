@@ -134,7 +134,7 @@ def load_model(auto_model: Any, path: str, **kwargs) -> "PreTrainedModel":
 
 def first_line(error: BaseException) -> str:
     """What an error says, shortened to a line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return " ".join(str(error).split())[:300].strip() or type(error).__name__
 
 
 def _load(auto_model: Any, path: str, device: str | None, **kwargs) -> "PreTrainedModel":
