@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TEXTS
 from datasets import Dataset
-from transformers import LlamaForCausalLM, TrainerCallback, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 
 from sandan import checkpoints, interruption
 from sandan.checkpoints import MANIFEST, choose, newest_whole, numbered, problem_of
@@ -433,3 +433,68 @@ def test_room_is_asked_for_before_the_start(make, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"a checkpoint and the final model take about .* kB, but only 1 kB are free"):
         train(run, stage)
     assert run.state.global_step == 0
+
+
+# ---- Several ranks ----
+
+
+def on_two_ranks(folder, moment):
+    """Run by torchrun: only rank 1 gets the signal, or the bad number; what each rank saw is written down."""
+    from sandan.tokenization import train_tokenizer
+
+    rank = os.environ["RANK"]
+    tokenizer = train_tokenizer(TEXTS * 20, vocab_size=320)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    config = LlamaConfig(vocab_size=len(tokenizer), attention_dropout=0.1, **sizes, **special)
+    options = {"save_strategy": "no", "eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 1}
+    whole = build(folder / "whole", config, tokenizer, **options)
+    whole.train()
+    run = build(folder / "run", config, tokenizer, **options)
+    if rank == "1":
+        event = {"step": "on_pre_optimizer_step", "evaluation": "on_prediction_step", "nan": "on_step_begin"}[moment]
+        run.add_callback(At(event, 2, terminate if moment != "nan" else lambda: spoil(run)))
+    seen = "finished"
+    with interruption.handled():
+        try:
+            run.train()
+        except (Interrupted, FloatingPointError) as error:
+            seen = f"{type(error).__name__}: {error}"
+    step = run.state.global_step
+    same = None
+    if moment != "nan":
+        resumed = build(folder / "run", config, tokenizer, **options)
+        resumed.train(resume_from_checkpoint=True)
+        same = equal(weights(whole), weights(resumed))
+    (folder / f"{rank}.json").write_text(json.dumps({"seen": seen, "step": step, "same": same}))
+
+
+def spoil(trainer):
+    with torch.no_grad():
+        next(trainer.model.parameters()).view(-1)[:] = float("nan")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment, step", [("step", 3), ("evaluation", 2), ("nan", 2)])
+def test_all_ranks_stop_together_where_one_must(tmp_path, moment, step):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
+    done = subprocess.run(
+        [*command, str(tmp_path), moment], check=False, capture_output=True, encoding="utf-8", timeout=180
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [one["step"] for one in ranks] == [step, step]
+    if moment == "nan":
+        assert ranks[1]["seen"].startswith("FloatingPointError: step 3 ") and "rank 1" in ranks[1]["seen"]
+        assert ranks[0]["seen"].startswith("FloatingPointError: step 3 ")
+        assert newest_whole(tmp_path / "run") is None
+    else:
+        assert all(one["seen"].startswith("Interrupted") for one in ranks)
+        manifest = json.loads((tmp_path / "run" / f"checkpoint-{step}" / MANIFEST).read_text())
+        assert manifest["world_size"] == 2 and "rng_state_1.pth" in manifest["files"]
+        # What the run that was stopped and the one that was not agree in: dropout, data order, evaluation.
+        assert [one["same"] for one in ranks] == [True, True]
+
+
+if __name__ == "__main__":
+    on_two_ranks(Path(sys.argv[1]), sys.argv[2])
