@@ -64,7 +64,7 @@ def specs_of(script, monkeypatch):
     captured = []
     monkeypatch.setattr(sandan.cli, "run", lambda main, *specs: captured.extend(specs))
     runpy.run_path(str(script), run_name="__main__")
-    return [sandan.cli._load(spec) for spec in captured]
+    return [*(sandan.cli._load(spec) for spec in captured), sandan.cli._run_options(captured)]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -27,6 +27,9 @@ DOCUMENTS = [
     "README.ja.md",
     "data/README.md",
     "docs/ppo.md",
+    "docs/reliability.md",
+    "docs/bad_inputs.md",
+    "SECURITY.md",
     *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/*/README.md")),
 ]
 SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
@@ -125,7 +128,7 @@ def specs(monkeypatch):
         captured = []
         monkeypatch.setattr(sandan.cli, "run", lambda main, *dataclasses: captured.extend(dataclasses))
         runpy.run_path(str(ROOT / "scripts" / f"{script}.py"), run_name="__main__")
-        return [sandan.cli._load(spec) for spec in captured]
+        return [*(sandan.cli._load(spec) for spec in captured), sandan.cli._run_options(captured)]
 
     return capture
 
