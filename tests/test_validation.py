@@ -147,7 +147,7 @@ def test_json_that_is_nested_too_deeply_is_a_problem(here):
 
 def test_repeated_rows_are_found_whatever_their_case_and_spaces(refusal):
     message = refusal([{"text": "The cow\neats."}, {"text": "x"}, {"text": " the  COW eats. "}], TEXT)
-    assert message == "a.jsonl:3: says the same as a.jsonl:1"
+    assert message == "a.jsonl:3: says the same as a.jsonl:1 (--allow_repeats true: that is meant)"
 
 
 def test_training_rows_that_are_evaluated_on_are_found(refusal, here):
@@ -163,6 +163,13 @@ def test_several_judgements_of_a_pair_are_counted_not_refused(here):
     train, _ = load_data(DataArguments(data_files=["a.jsonl"]), stage, PAIRS)
     assert len(train) == 3
     assert stage.notes == {"train_rows_read": 3, "train_rows_repeated": 2, "eval_rows_read": 0}
+
+
+def test_repeats_that_are_meant_are_counted(here):
+    write_jsonl("a.jsonl", [{"text": "a"}] * 4)
+    stage = Stage("sft", "tiny", here / "out", 0, {})
+    train, _ = load_data(DataArguments(data_files=["a.jsonl"], allow_repeats=True), stage, TEXT)
+    assert len(train) == 4 and stage.notes["train_rows_repeated"] == 3
 
 
 def test_bad_rows_can_be_left_out_and_are_counted(here):
@@ -202,8 +209,8 @@ def test_hashes_on_disk_find_what_hashes_in_memory_find(here, monkeypatch, in_me
         parts.append(RowHashes())
         scan_file(f"{name}.jsonl", TEXT, Findings(), parts[-1])
     train, held_out = parts
-    found = sorted((train.place(place), problem.text) for place, problem in repeated(train))
-    assert found == [(f"a.jsonl:{n}", f"says the same as a.jsonl:{m}") for n, m in ((4, 1), (5, 2), (6, 1))]
+    found = sorted((train.place(place), problem.text.split()[4]) for place, problem in repeated(train))
+    assert found == [(f"a.jsonl:{n}", f"a.jsonl:{m}") for n, m in ((4, 1), (5, 2), (6, 1))]
     assert sorted(train.place(place) for place, _ in leaked(train, held_out)) == ["a.jsonl:2", "a.jsonl:5"]
 
 

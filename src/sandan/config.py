@@ -207,7 +207,8 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{path}{line}: not valid YAML: {problem}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of `key: value` lines, found {type(values).__name__}")
     return values, {key.value: key.start_mark.line + 1 for key, _ in root.value}

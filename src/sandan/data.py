@@ -22,7 +22,7 @@ from trl import DatasetMixtureConfig
 from trl.scripts.utils import DatasetConfig
 
 from .errors import UserError
-from .stage import Stage, is_main_process
+from .stage import GOOD_ROWS, Stage, is_main_process
 from .validation import (
     Findings,
     Problem,
@@ -43,7 +43,6 @@ logger = logging.getLogger(__name__)
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 STREAM_HELD_OUT_ROWS = 500
-GOOD_ROWS = ".good_rows"
 
 
 @dataclass
@@ -70,6 +69,9 @@ class DataArguments(DatasetMixtureConfig):
     skip_bad_rows: bool = field(
         default=False,
         metadata={"help": "Leave out rows with problems, and count them in result.json, instead of stopping."},
+    )
+    allow_repeats: bool = field(
+        default=False, metadata={"help": "Texts and answers that are there twice are meant to be: only count them."}
     )
 
     def __post_init__(self):
@@ -138,10 +140,11 @@ def check_files(args: DataArguments, stage: Stage, columns: Sequence[Sequence[st
                 raise UserError(f"{file}: empty; expected one JSON object a line with {describe_columns(columns)}")
     left_out: dict[str, set[int]] = {"train": set(), "eval": set()}
     for name, hashes in parts.items():
-        found = repeated(hashes) if hashes.answered else ()
+        refused = hashes.answered and not args.allow_repeats
+        found = repeated(hashes) if refused else ()
         _note(hashes, chain(found, leaked(hashes, parts["eval"]) if name == "train" else ()), findings, left_out[name])
         stage.notes[f"{name}_rows_read"] = hashes.rows
-        if not hashes.answered and (count := sum(1 for _ in hashes.repeats())):
+        if not refused and (count := sum(1 for _ in hashes.repeats())):
             stage.notes[f"{name}_rows_repeated"] = count
     if not args.skip_bad_rows:
         findings.refuse()

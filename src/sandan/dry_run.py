@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .data import DataArguments, as_chat, check_files, is_jsonl, local_files
 from .errors import UserError
 from .models import load_tokenizer, require_model
-from .resources import OPTIMIZER_BYTES, count_parameters, readable_bytes
+from .resources import OPTIMIZER_BYTES, ModelSize, activation_bytes, model_size, readable_bytes
 from .stage import Stage
 from .validation import read_rows
 
@@ -238,26 +238,33 @@ class DryRun:
     def _resources(
         self, tokenizer: "PreTrainedTokenizerBase | None", sample: Sample | None, missing: set[str]
     ) -> None:
-        trained, frozen = count_parameters(self.values, tokenizer, missing)
+        size = model_size(self.values, tokenizer, missing)
         parent = next(one for one in (self.stage.output_dir, *self.stage.output_dir.parents) if one.is_dir())
         free = shutil.disk_usage(parent).free
-        if trained is None:
+        if size is None:
             self._say("memory", "not known before the earlier stage has made its model")
             self._say("disk", f"{readable_bytes(free)} free")
             return
-        lora = getattr(self._value_with("use_peft"), "use_peft", False)
-        optimizer = "LoRA: without optimizer" if lora else "weights, gradients, AdamW in float32"
-        held = (4 if lora else 8 + OPTIMIZER_BYTES) * trained + 4 * frozen
-        self._say(
-            "memory", f"{trained + frozen:,} parameters: about {readable_bytes(held)} ({optimizer}), and activations"
-        )
-        checkpoint, model = (4 + OPTIMIZER_BYTES) * trained, 4 * trained
+        self._say("memory", self._memory(size, sample))
+        checkpoint, model = (4 + OPTIMIZER_BYTES) * size.trained, 4 * size.trained
         self._say("disk", f"{readable_bytes(free)} free; a checkpoint takes about {readable_bytes(checkpoint)}")
         if free < checkpoint + model:
             raise UserError(
                 f"{self.stage.output_dir}: a checkpoint and the final model take about "
                 f"{readable_bytes(checkpoint + model)}, but only {readable_bytes(free)} are free"
             )
+
+    def _memory(self, size: ModelSize, sample: Sample | None) -> str:
+        args, lora = self._arguments(), getattr(self._value_with("use_peft"), "use_peft", False)
+        held = (4 if lora else 8 + OPTIMIZER_BYTES) * size.trained + 4 * size.frozen
+        what = "weights (LoRA: little more)" if lora else "weights, gradients, AdamW in float32"
+        text = f"{size.trained + size.frozen:,} parameters: about {readable_bytes(held)} for {what}"
+        if sample is None or args.gradient_checkpointing or args.activation_checkpointing:
+            return f"{text}, and activations"
+        longest = getattr(self._value_with("block_size_tokens"), "block_size_tokens", None) or max(sample.lengths)
+        tokens = args.per_device_train_batch_size * (longest + getattr(args, "response_length", 0))
+        activations = activation_bytes(size.config, tokens, 2 if args.bf16 or args.fp16 else 4)
+        return f"{text}, {readable_bytes(activations)} for activations of {tokens:,} tokens"
 
     def _value_with(self, name: str) -> Any:
         return next((value for value in self.values if hasattr(value, name)), None)

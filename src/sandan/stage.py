@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -36,6 +37,8 @@ CHAIN = (
 )
 VERSIONED = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "tokenizers")
 RESULT, RECIPE = "result.json", "recipe.yaml"
+# Copies of data without the rows that were skipped, for the time of the run.
+GOOD_ROWS = ".good_rows"
 
 
 @dataclass
@@ -173,6 +176,7 @@ class Stage:
             "data": self.notes,
             "config": self.config,
         }
+        shutil.rmtree(self.output_dir / GOOD_ROWS, ignore_errors=True)
         write_text(self.output_dir / RESULT, json.dumps(result, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
 
     def was_finished(self) -> bool:

@@ -362,7 +362,10 @@ class RowHashes:
 def repeated(hashes: RowHashes) -> Iterator[tuple[int, Problem]]:
     """Problems of rows that were there before, by place."""
     for place, earlier in hashes.repeats():
-        yield place, Problem("", f"says the same as {hashes.place(earlier)}", "repeated")
+        yield (
+            place,
+            Problem("", f"says the same as {hashes.place(earlier)} (--allow_repeats true: that is meant)", "repeated"),
+        )
 
 
 def leaked(train: RowHashes, held_out: RowHashes) -> Iterator[tuple[int, Problem]]:
