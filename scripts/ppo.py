@@ -30,6 +30,8 @@ WATCHED = (
 
 
 def main(config, model_args, data, stage):
+    from pathlib import Path
+
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, ProgressCallback
     from trl import get_peft_config, get_quantization_config
@@ -56,9 +58,11 @@ def main(config, model_args, data, stage):
     # Master weights in float32: at PPO's learning rates bfloat16 weights do not move.
     defaults = {"dtype": model_args.dtype or torch.float32, "quantization_config": get_quantization_config(model_args)}
     policy = load_model(AutoModelForCausalLM, policy_path, **model_init_kwargs(model_args, defaults))
-    reward = load_model(AutoModelForSequenceClassification, reward_path, num_labels=1, dtype=defaults["dtype"])
     check_vocabulary(policy.config, tokenizer, policy_path)
-    check_vocabulary(reward.config, tokenizer, reward_path)
+    reward = adapter = Path(reward_path, "adapter")
+    if config.critic_backbone != "adapter" or not adapter.is_dir():
+        reward = load_model(AutoModelForSequenceClassification, reward_path, num_labels=1, dtype=defaults["dtype"])
+        check_vocabulary(reward.config, tokenizer, reward_path)
     try:
         trainer = PPOTrainer(
             policy,
@@ -69,7 +73,7 @@ def main(config, model_args, data, stage):
             processing_class=tokenizer,
             peft_config=get_peft_config(model_args),
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{stage.output_dir}: {error}") from error
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(ShortProgress(WATCHED))
@@ -77,9 +81,10 @@ def main(config, model_args, data, stage):
     metrics = summary(trainer.state.log_history, output.metrics["train_runtime"])
     metrics |= {"updates": trainer.args.num_total_batches, "dropped_prompts": trainer.dropped_prompts}
     with kept_if_interrupted(trainer):
-        save(trainer, trainer.policy_model, stage)
         if held_out is not None:
             metrics |= {key: value for key, value in trainer.evaluate().items() if not key.endswith(NOT_METRICS)}
+        # Last: once merged, the policy has no adapters to switch off for its reference.
+        save(trainer, trainer.policy_model, stage)
     stage.finish(metrics, config.device.type)
 
 

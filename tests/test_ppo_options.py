@@ -22,6 +22,7 @@ from sandan.errors import GateError, Interrupted
 from sandan.generation import Completion
 from sandan.ppo import watch
 from sandan.ppo.samples import samples_table
+from sandan.watch import Finding, findings
 
 
 tiny = base.tiny
@@ -279,19 +280,19 @@ def history(entries=30, **trends):
     ],
 )
 def test_the_watch_says_what_runs_away(trends, kind, collapse, words):
-    (finding,) = watch.findings([{"eval_loss": 1.0}, *history(**trends)])
+    (finding,) = findings([{"eval_loss": 1.0}, *history(**trends)])
     assert (finding.kind, finding.collapse) == (kind, collapse)
     assert re.search(words, finding.text)
 
 
 def test_the_watch_is_silent_on_a_healthy_or_a_young_run():
-    assert watch.findings(history()) == []
-    assert watch.findings(history(entries=5, objective__kl=(0, 600))) == []
+    assert findings(history()) == []
+    assert findings(history(entries=5, objective__kl=(0, 600))) == []
 
 
 def lose_the_policy(entries):
     bad = len([one for one in entries if "objective/kl" in one]) >= 2
-    return [watch.Finding("endless", "answers stop ending", collapse=True)] if bad else []
+    return [Finding("endless", "answers stop ending", collapse=True)] if bad else []
 
 
 def test_a_finding_is_logged_once_and_a_collapse_can_stop_the_run(tiny, tmp_path, monkeypatch, caplog):
@@ -336,9 +337,8 @@ def test_logits_of_a_whole_rollout_are_never_held(tiny):
             response_length=width,
             total_episodes=answers,
         )
-        episodes = [trainer.train_dataset[index] for index in range(answers)]
         with Largest() as measured:
-            trainer._learn_from(trainer.sample(episodes, seed=0))
+            trainer.train()  # rollout, forward and update
         largest[rows] = measured.elements
     assert largest[2] <= 2 * width * vocabulary
     assert largest[16] > answers // 2 * width * vocabulary  # the measure does see logits

@@ -8,8 +8,10 @@ import json
 import logging
 import math
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -84,7 +86,16 @@ def tiny(tmp_path):
     """Make a small trainer; keywords not listed go to [`PPOConfig`]."""
 
     def make(
-        rows=64, pad="[PAD]", side="left", gen=None, reward=None, dataset=None, model=None, trainer=None, **kwargs
+        rows=64,
+        pad="[PAD]",
+        side="left",
+        gen=None,
+        reward=None,
+        dataset=None,
+        model=None,
+        trainer=None,
+        trainer_class=PPOTrainer,
+        **kwargs,
     ):
         lm = model or make_policy()
         for name, value in (gen or {}).items():
@@ -105,7 +116,7 @@ def tiny(tmp_path):
             "disable_tqdm": True,
             "seed": 1,
         }
-        return PPOTrainer(
+        return trainer_class(
             lm,
             reward or make_classifier(),
             PPOConfig(**settings | kwargs),
@@ -230,6 +241,32 @@ def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(tiny):  # T16
         assert (gradients[0] - other).norm() < 1e-5 * gradients[0].norm()
 
 
+def test_metrics_do_not_depend_on_how_the_batch_is_cut(tiny):  # T2
+    logs = []
+    for rows, accumulation, minibatches in ((8, 1, 1), (8, 1, 4), (2, 4, 1), (2, 4, 2), (1, 8, 8)):
+        trainer = tiny(
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=accumulation,
+            num_mini_batches=minibatches,
+            response_length=32,
+            learning_rate=1e-20,  # the same policy in every step
+            logging_steps=2 * minibatches,
+        )
+        trainer.train()
+        assert trainer.state.global_step == 2 * 2 * minibatches
+        logs.append(
+            [
+                {name: value for name, value in log.items() if re.match("objective/|policy/|loss/|val/|episode", name)}
+                for log in updates(trainer)
+            ]
+        )
+    assert len(logs[0]) == 2
+    assert len(logs[0][0]) > 20
+    for other in logs[1:]:
+        for first, second in zip(logs[0], other, strict=True):
+            assert first == pytest.approx(second, rel=1e-5, abs=1e-6)
+
+
 def test_gradients_are_clipped(tiny):  # T10
     trainer = tiny(max_grad_norm=1e-6)
     norms = spy_on_steps(trainer)
@@ -281,19 +318,21 @@ def test_two_ranks_make_the_run_of_one(tmp_path):
         )
 
 
+class FixedAnswers(PPOTrainer):
+    """Its answers follow from the prompts, so that every number of ranks sees the same."""
+
+    def sample(self, rows, seed, greedy=False):
+        completions = []
+        for row in rows:
+            generator = torch.Generator().manual_seed(sum(row["input_ids"]))
+            length = int(torch.randint(1, 9, (1,), generator=generator))
+            ids = torch.randint(3, 64, (length,), generator=generator).tolist()
+            completions.append(Completion("", (*ids[:-1], 1), True))
+        return Rollout(rows, completions)
+
+
 def train_on_fixed_answers(folder, accumulation):
-    """A run whose answers follow from the prompts, so that every number of ranks sees the same; writes its logs."""
-
-    class FixedAnswers(PPOTrainer):
-        def sample(self, rows, seed, greedy=False):
-            completions = []
-            for row in rows:
-                generator = torch.Generator().manual_seed(sum(row["input_ids"]))
-                length = int(torch.randint(1, 9, (1,), generator=generator))
-                ids = torch.randint(3, 64, (length,), generator=generator).tolist()
-                completions.append(Completion("", (*ids[:-1], 1), True))
-            return Rollout(rows, completions)
-
+    """A run that every number of ranks makes alike; writes its logs."""
     trainer = FixedAnswers(
         make_policy(),
         make_classifier(),
@@ -431,6 +470,41 @@ def test_padding_side_and_pads_in_the_data_do_not_matter(tiny):  # T24
     assert_equal_weights(*finals)
 
 
+def test_any_pad_id_gives_the_same_losses(tiny):
+    logs = []
+    for pad in (0, 2, 64):  # the last lies outside the vocabulary
+        trainer = tiny(reward=share_of_w5, trainer_class=FixedAnswers)
+        if pad == 64:
+            trainer.processing_class.add_special_tokens({"pad_token": "[NEWPAD]"})
+        else:
+            trainer.processing_class.pad_token = trainer.processing_class.convert_ids_to_tokens(pad)
+        assert trainer.processing_class.pad_token_id == pad
+        trainer.train()
+        logs.append([(log["loss"], log["grad_norm"], log["objective/kl"]) for log in updates(trainer)])
+    assert logs[0] == logs[1] == logs[2]
+
+
+def test_an_answer_that_stops_at_once_is_trained_on(tiny):
+    policy = make_policy(tie_word_embeddings=False)
+    with torch.no_grad():
+        policy.lm_head.weight[:] = 0  # any token is as likely as another, but for a bias on the stop token
+    policy.lm_head.bias = torch.nn.Parameter(100 * torch.eye(64)[1])
+    seen = []
+
+    def reward(prompts, completions):
+        seen.extend(completions)
+        return [float(index) for index in range(len(completions))]
+
+    trainer = tiny(model=policy, reward=reward, missing_eos_penalty=1.0)
+    trainer.train()
+    assert set(seen) == {""}
+    for log in updates(trainer):
+        assert (log["val/response_tokens"], log["val/stopped_share"]) == (1, 1)
+        assert log["objective/scores"] == log["objective/scores_before_penalty"] == 3.5
+        assert all(math.isfinite(value) for value in log.values())
+        assert log["grad_norm"] > 0
+
+
 def test_eos_stops_by_default_and_another_stop_token_can(tiny):  # T21, T22
     for kwargs, stop in (({}, 1), ({"stop_token": "eos"}, 1), ({"stop_token_id": 5}, 5)):
         trainer = tiny(response_length=64, **kwargs)
@@ -502,6 +576,8 @@ def test_long_prompts_are_dropped_counted_and_reported(tiny, caplog):
         trainer = tiny(max_prompt_tokens=5)
     assert len(trainer.train_dataset) == 43
     assert "train_dataset: 21 of 64 prompts dropped: longer than max_prompt_tokens=5" in caplog.text
+    with pytest.raises(ValueError, match="train_dataset: 0 prompts, but one update takes 8"):
+        tiny(max_prompt_tokens=3)
 
 
 def test_data_that_cannot_be_used_is_refused(tiny):
@@ -711,7 +787,7 @@ def test_saved_folders_load_with_from_pretrained(tiny, tmp_path):
     assert policy.generation_config.pad_token_id == 0
     assert policy.generation_config.repetition_penalty == 1.3
     assert PreTrainedTokenizerFast.from_pretrained(tmp_path / "out").pad_token == "[PAD]"
-    assert {path.name for path in (tmp_path / "out").rglob("*.bin")} == {"training_args.bin"}
+    assert not list((tmp_path / "out").rglob("*.bin"))  # a pickle with `hub_token` in clear
 
 
 class StopAfter(TrainerCallback):
@@ -767,21 +843,85 @@ def test_the_epoch_strategy_means_passes_over_the_data(tiny, tmp_path):
     assert saved == [4, 6, 10]  # the updates in which passes 1, 2 and 3 end (two steps each); the last is the end
 
 
-def test_the_best_model_is_loaded_at_the_end(tiny):
+def test_the_best_model_is_loaded_and_kept(tiny, tmp_path):
+    # What improves here is the other way round: the first of the three checkpoints is the best.
     trainer = tiny(
         total_episodes=24,
         eval_strategy="steps",
         eval_steps=2,
         save_strategy="steps",
         save_steps=2,
+        save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="objective/scores",
+        greater_is_better=False,
         reward=share_of_w5,
         learning_rate=5e-2,
     )
+    last = []
+    trainer.add_callback(OnStep(lambda: last.append(weights(trainer))))
     trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-6"}
     best = AutoModelForCausalLM.from_pretrained(trainer.state.best_model_checkpoint)
     assert_equal_weights(best.state_dict(), trainer.policy_model.state_dict())
+    critic = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "checkpoint-2" / "value_model")
+    assert_equal_weights(critic.state_dict(), trainer.value_model.state_dict())
+    assert not torch.equal(last[-1]["policy.lm_head.weight"], trainer.policy_model.lm_head.weight)
+
+
+class OnStep(TrainerCallback):
+    def __init__(self, act):
+        self.act = act
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.act()
+
+
+class Events(TrainerCallback):
+    """Counts the events of a run, and keeps what loggers get."""
+
+    def __init__(self):
+        self.counts, self.logged = Counter(), []
+
+    def __getattribute__(self, name):
+        if name.startswith("on_") and name != "on_log":
+            self.counts[name] += 1
+        return super().__getattribute__(name)
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        self.logged.append((state.global_step, dict(logs)))
+
+
+def test_callbacks_and_loggers_see_a_run_as_that_of_any_trainer(tiny):
+    events = Events()
+    trainer = tiny(
+        trainer={"callbacks": [events]},
+        num_mini_batches=2,
+        eval_strategy="steps",
+        eval_steps=4,
+        save_strategy="steps",
+        save_steps=8,
+    )
+    trainer.train()
+    expected = {
+        "on_init_end": 1,
+        "on_train_begin": 1,
+        "on_epoch_begin": 2,  # updates
+        "on_step_begin": 8,
+        "on_substep_end": 8,  # micro-batches that are not their step's last
+        "on_pre_optimizer_step": 8,
+        "on_optimizer_step": 8,
+        "on_step_end": 8,
+        "on_epoch_end": 2,
+        "on_evaluate": 2,
+        "on_save": 1,
+        "on_train_end": 1,
+    }
+    assert {name: events.counts[name] for name in expected} == expected
+    assert [step for step, logs in events.logged if "objective/kl" in logs] == [4, 8]
+    assert [step for step, logs in events.logged if "eval_objective/scores" in logs] == [4, 8]
+    assert next(logs for _, logs in events.logged if "objective/kl" in logs)["learning_rate"] > 0
 
 
 def test_defaults():  # T12

@@ -244,7 +244,7 @@ def test_report_json(tmp_path):
     text = (recipe_dir / "report" / "report.json").read_text(encoding="utf-8")
     report = json.loads(text, parse_constant=refuse)
     assert set(report) == {
-        *("recipe", "passed", "checks", "stages", "comparison", "versions", "lineage", "stale", "created")
+        *("recipe", "passed", "checks", "stages", "comparison", "watch", "versions", "lineage", "stale", "created")
     }
     assert report["recipe"] == "tiny"
     assert set(report["stages"]) == set(STAGES)
@@ -255,6 +255,56 @@ def test_report_json(tmp_path):
     assert report["lineage"]["ppo"]["data/text.jsonl"] == "0" * 64
     assert report["versions"] == {"python": "3.11.7", "torch": "2.12.0"}
     assert [row["model"] for row in report["comparison"]] == ["base", "sft", "ppo"]
+
+
+def ppo_history(**changes):
+    """Logs of a healthy run of PPO, but for metrics given as (first, last)."""
+    healthy = {
+        "objective/scores": (0.0, 1.0),
+        "objective/kl": (0.0, 6.0),
+        "val/response_tokens": (20.0, 22.0),
+        "val/repeated_share": (0.05, 0.06),
+        "val/stopped_share": (0.9, 0.95),
+        "val/explained_variance": (0.1, 0.6),
+        "policy/entropy_avg": (2.0, 1.2),
+    } | {name.replace("__", "/"): ends for name, ends in changes.items()}
+    return [
+        {"step": n} | {name: first + (last - first) * n / 8 for name, (first, last) in healthy.items()}
+        for n in range(9)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kinds", "words"),
+    [
+        ({}, [], ["Nothing stands out in KL, answer length"]),
+        ({"val__response_tokens": (20, 60)}, ["length"], ["the score rises", "answers get longer"]),
+        (
+            {"objective__kl": (0, 80), "objective__scores": (0, -1)},
+            ["kl"],
+            ["<b>Collapsed:</b> the policy left its reference"],
+        ),
+    ],
+)
+def test_what_the_watch_found_is_in_the_report(tmp_path, changes, kinds, words):
+    recipe_dir = write_stages(tmp_path / "tiny")
+    (recipe_dir / "ppo" / "trainer_state.json").write_text(json.dumps({"log_history": ppo_history(**changes)}))
+    report = report_of(recipe_dir)
+    saved = json.loads((recipe_dir / "report" / "report.json").read_text())
+    assert [finding["kind"] for finding in saved["watch"]] == kinds
+    assert saved["watch"] == report["watch"]
+    page = (recipe_dir / "report" / "report.html").read_text()
+    assert page.count("What its reward does not show") == 1
+    for text in words:
+        assert text in page
+    assert ("Nothing stands out" in page) is (not kinds)
+
+
+def test_a_run_too_short_to_watch_is_not_called_healthy(tmp_path):
+    recipe_dir = write_stages(tmp_path / "tiny")
+    report = report_of(recipe_dir)  # its logs lack most of what the watch reads
+    assert report["watch"] is None
+    assert "What its reward does not show" not in (recipe_dir / "report" / "report.html").read_text()
 
 
 def test_versions_that_differ_between_stages_are_all_named(tmp_path):

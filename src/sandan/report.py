@@ -3,6 +3,7 @@
 Everything comes from the `result.json` of each stage, so the three can not disagree.
 """
 
+import dataclasses
 import json
 import logging
 import math
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .data import read_jsonl
 from .errors import UserError
 from .stage import CHAIN, RESULT, Stage, read_result, sha256, write_text
+from .watch import findings, is_long_enough
 
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ def write_report(recipe_dir: Path, stage: Stage) -> dict[str, Any]:
     logs = {name: recipe_dir / name / "trainer_state.json" for name in names}
     histories = {name: _read_json(path)["log_history"] for name, path in logs.items() if path.is_file()}
 
-    report = build_report(stage.recipe, results, comparison, recipe_dir)
+    report = build_report(stage.recipe, results, comparison, recipe_dir, histories.get("ppo", []))
     text = json.dumps(finite(report), indent=1, ensure_ascii=False, allow_nan=False)
     write_text(stage.output_dir / "report.json", text + "\n")
     write_text(stage.output_dir / "report.html", render_html(report, histories, samples))
@@ -104,9 +106,17 @@ def write_report(recipe_dir: Path, stage: Stage) -> dict[str, Any]:
 
 
 def build_report(
-    recipe: str, results: dict[str, dict[str, Any]], comparison: list[dict[str, Any]], recipe_dir: Path
+    recipe: str,
+    results: dict[str, dict[str, Any]],
+    comparison: list[dict[str, Any]],
+    recipe_dir: Path,
+    ppo_history: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Everything that `report.json` holds, from each stage's `result.json` and the evaluation's comparison."""
+    """Everything that `report.json` holds, from each stage's `result.json` and the evaluation's comparison.
+
+    Args:
+        ppo_history: the log history of PPO; `watch` is what it shows, None if it is too short to show anything.
+    """
     kept = ("metrics", "wall_seconds", "device", "seed", "finished")
     lineage = {name: result["inputs"] for name, result in results.items()}
     stale = stale_inputs(lineage, recipe_dir)
@@ -123,6 +133,7 @@ def build_report(
         "checks": measured + lineage_check(lineage, stale),
         "stages": {name: {key: result[key] for key in kept} for name, result in results.items()},
         "comparison": comparison,
+        "watch": [dataclasses.asdict(one) for one in findings(ppo_history)] if is_long_enough(ppo_history) else None,
         "versions": {package: ", ".join(found) for package, found in versions.items()},
         "lineage": lineage,
         "stale": stale,
@@ -478,7 +489,8 @@ def training_steps(report: dict[str, Any], histories: dict[str, list[dict[str, A
             metrics = report["stages"][name]["metrics"]
             facts = [(label(key), *_cell(metrics, key)) for key in keys[name] if is_number(metrics.get(key))]
             charts = stage_charts(name, histories.get(name, []), metrics)
-            stages.append({"name": name, "facts": facts, "charts": charts})
+            watch = report["watch"] if name == "ppo" else None
+            stages.append({"name": name, "facts": facts, "charts": charts, "watch": watch})
         pairs = minimal_pairs_chart(report["stages"]["evaluate"]["metrics"]) if title == "Pre-training" else None
         if stages or pairs:
             compact = all(len(stage["charts"]) <= 1 for stage in stages)

@@ -183,7 +183,7 @@ def merge_adapters(model: "PreTrainedModel | PeftModel", stage: Stage) -> None:
 
     if not isinstance(model, PeftModel) or not is_main_process():
         return
-    model.save_pretrained(stage.output_dir / "adapter")
+    model.save_pretrained(stage.output_dir / "adapter", selected_adapters=model.active_adapters)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (stage.output_dir / name).unlink(missing_ok=True)
     model.merge_and_unload().save_pretrained(stage.output_dir)

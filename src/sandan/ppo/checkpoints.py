@@ -8,7 +8,7 @@ from torch import nn
 
 from ..trainer import ReliableTrainer
 from .ema import EMA_FOLDER
-from .modules import load_weights, mark_special_tokens
+from .modules import load_weights, mark_special_tokens, save_policy
 
 
 VALUE_MODEL_FOLDER = "value_model"
@@ -22,8 +22,22 @@ class ResumableTrainer(ReliableTrainer):
     # Means of the updates since the last log; `PPOTrainer` fills it.
     _history: list[dict[str, float]]
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's, which leaves out sharded weights: they are gathered here, but for checkpoints, which keep shards."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is not None and "SHARDED" in str(plugin.state_dict_type):
+            if _internal_call and output_dir is not None:
+                # A checkpoint. Trainer asks whether its folder is there before it writes the shards: ranks would differ
+                # about which checkpoint is the best.
+                Path(output_dir).mkdir(parents=True, exist_ok=True)
+            else:
+                self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """The policy at the root, the critic in `value_model/`, both plain `from_pretrained` folders.
+
+        No `training_args.bin`: it is a pickle, holds `hub_token` in clear, and nothing reads it.
 
         Args:
             state_dict: of the wrapper, where the weights had to be gathered from shards.
@@ -33,19 +47,18 @@ class ResumableTrainer(ReliableTrainer):
         folder = Path(output_dir or self.args.output_dir)
         wrapper = self.accelerator.unwrap_model(self.model)
         mark_special_tokens(wrapper.policy, self.processing_class, self.stop_token_id)
-        for name, part, target in (
-            ("policy.", wrapper.policy, folder),
-            ("value_model.", wrapper.value_model, folder / VALUE_MODEL_FOLDER),
-        ):
-            weights = state_dict and {
+
+        def part(name: str) -> dict[str, torch.Tensor] | None:
+            return state_dict and {
                 key.removeprefix(name): value for key, value in state_dict.items() if key.startswith(name)
             }
-            part.save_pretrained(target, state_dict=weights)
+
+        save_policy(wrapper.policy, folder, part("policy."))
+        wrapper.value_model.save_pretrained(folder / VALUE_MODEL_FOLDER, state_dict=part("value_model."))
         self.processing_class.save_pretrained(folder)
         if self.policy_average is not None:
             self.policy_average.save(folder)
             self.processing_class.save_pretrained(folder / EMA_FOLDER)
-        torch.save(self.args, folder / "training_args.bin")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:
@@ -58,6 +71,8 @@ class ResumableTrainer(ReliableTrainer):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint, self.model)
+        if self.vllm is not None:
+            self.vllm.synced_step = None  # other weights, at the same step
 
     def _run_state(self) -> dict[str, Any]:
         state = super()._run_state() | {"kl_coef": self.kl_coef, "reward_center": self.reward_center}

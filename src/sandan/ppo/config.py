@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 
 @dataclass
@@ -52,8 +53,16 @@ class PPOConfig(TrainingArguments):
     # Models (read by the trainer)
     model_adapter_name: str | None = field(default=None, metadata={"help": "PEFT adapter that is trained."})
     ref_adapter_name: str | None = field(default=None, metadata={"help": "PEFT adapter that is the reference."})
+    critic_backbone: Literal["own", "adapter", "policy"] = field(
+        default="own",
+        metadata={
+            "help": "What the critic's value head reads: a model of its own; an adapter of its own on the policy's frozen "
+            "backbone (with PEFT); or the hidden states of the policy, whose backbone then learns from both losses."
+        },
+    )
     ds3_gather_for_generation: bool = field(
-        default=True, metadata={"help": "ZeRO-3: gather the policy's weights while sampling (fast, more memory)."}
+        default=True,
+        metadata={"help": "ZeRO-3, FSDP2: gather the policy's weights while sampling (fast, more memory)."},
     )
 
     # Rollout
@@ -69,9 +78,44 @@ class PPOConfig(TrainingArguments):
     local_rollout_forward_batch_size: int = field(
         default=64, metadata={"help": "Answers sampled and scored at once on each device."}
     )
+    rollout_engine: Literal["auto", "generate"] = field(
+        default="auto",
+        metadata={
+            "help": "What samples on a GPU: 'auto' replays a CUDA graph per token (compiled first, with torch_compile) "
+            "on a bf16 or fp16 copy of the policy where the model allows it; 'generate' is transformers' generate."
+        },
+    )
     num_sample_generations: int = field(
         default=10, metadata={"help": "How often a few samples are logged during the run; 0 = never."}
     )
+
+    # Rollout with vLLM: names and defaults of trl.GRPOConfig
+    use_vllm: bool = field(default=False, metadata={"help": "Sample with vLLM (needs a GPU and trl[vllm])."})
+    vllm_mode: Literal["colocate", "server"] = field(
+        default="colocate", metadata={"help": "vLLM in the training processes, or as a server of its own."}
+    )
+    vllm_model_impl: str = field(
+        default="vllm", metadata={"help": "Whose code of the model vLLM runs: 'vllm' or 'transformers'."}
+    )
+    vllm_enable_sleep_mode: bool = field(
+        default=False, metadata={"help": "colocate: free vLLM's GPU memory while the update runs."}
+    )
+    vllm_server_base_url: str | None = field(
+        default=None, metadata={"help": "server: its URL, e.g. http://localhost:8000; replaces host and port."}
+    )
+    vllm_server_host: str = field(default="0.0.0.0", metadata={"help": "server: its host."})
+    vllm_server_port: int = field(default=8000, metadata={"help": "server: its port."})
+    vllm_server_timeout: float = field(
+        default=240.0, metadata={"help": "server: seconds to wait for it at the start."}
+    )
+    vllm_group_port: int = field(default=51216, metadata={"help": "server: port over which weights are sent."})
+    vllm_gpu_memory_utilization: float = field(
+        default=0.3, metadata={"help": "colocate: share of the GPU's memory that vLLM takes."}
+    )
+    vllm_max_model_length: int | None = field(
+        default=None, metadata={"help": "colocate: most tokens of prompt and answer; unset: the model's own limit."}
+    )
+    vllm_tensor_parallel_size: int = field(default=1, metadata={"help": "colocate: GPUs that share one vLLM."})
 
     # Reward
     reward_weights: list[float] | None = field(
@@ -154,6 +198,10 @@ class PPOConfig(TrainingArguments):
             cuda = torch.cuda.is_available() and not self.use_cpu and torch.cuda.is_bf16_supported()
             self.bf16 = cuda and not self.fp16
         super().__post_init__()
+        if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            raise ValueError(
+                f"hub_strategy: '{self.hub_strategy.value}' would upload pickled optimizer states; use 'every_save' or 'end'"
+            )
         if self.stop_token is not None and self.stop_token_id is not None:
             raise ValueError("stop_token and stop_token_id exclude each other; give one")
         for name in (
@@ -186,8 +234,11 @@ class PPOConfig(TrainingArguments):
             raise ValueError("max_approx_kl: not with fp16, whose loss scaler cannot skip a step; use bf16")
         for name, choices in (
             ("stop_token", (None, "eos")),
+            ("critic_backbone", ("own", "adapter", "policy")),
             ("kl_estimator", ("k1", "k2", "k3")),
+            ("rollout_engine", ("auto", "generate")),
             ("missing_eos_penalty_mode", ("subtract", "replace")),
+            ("vllm_mode", ("colocate", "server")),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {choices}, found {getattr(self, name)!r}")

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .modules import load_weights
+from .backbone import is_of_critic
+from .modules import load_weights, save_policy
 
 
 EMA_FOLDER = "ema_policy"
@@ -29,7 +30,8 @@ class PolicyAverage:
 
     def __init__(self, policy: nn.Module, decay: float):
         self.policy, self.decay = policy, decay
-        self.live = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        named = policy.named_parameters()
+        self.live = [one for name, one in named if one.requires_grad and not is_of_critic(name)]
         if any(parameter.dtype != torch.float32 for parameter in self.live):
             raise ValueError("policy_ema_decay: load the policy in float32 (its average would not move in bf16)")
         self.average = [parameter.detach().clone() for parameter in self.live]
@@ -58,7 +60,7 @@ class PolicyAverage:
     def save(self, folder: Path) -> None:
         """Write `ema_policy/` inside `folder`, a plain `from_pretrained` folder."""
         with self.in_policy() as policy:
-            policy.save_pretrained(folder / EMA_FOLDER)
+            save_policy(policy, folder / EMA_FOLDER)
 
     def load(self, folder: Path) -> None:
         """Read what [`save`] wrote."""

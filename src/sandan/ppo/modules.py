@@ -1,37 +1,19 @@
 """Policy and critic as one module, and the forward pass that reads both at the response positions only."""
 
+import contextlib
 import copy
-import inspect
-from contextlib import nullcontext
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import disable_dropout_in_model, entropy_from_logits, selective_log_softmax
+from trl.trainer.utils import disable_dropout_in_model, selective_log_softmax_and_entropy
 
 from ..generation import neutral_generation
-
-
-def forward_inputs(model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
-    """What a left-padded batch needs so that each row gives what it would give alone.
-
-    Positions count real tokens, and padding becomes token 0: a pad id may lie outside the embedding table.
-
-    Args:
-        input_ids, attention_mask (`(B, L)`).
-    """
-    inputs = {
-        "input_ids": input_ids.masked_fill(attention_mask == 0, 0),
-        "attention_mask": attention_mask,
-        "use_cache": False,
-    }
-    # A few architectures (those with ALiBi) have no positions to give.
-    if "position_ids" in inspect.signature(type(model).forward).parameters:
-        inputs["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
-    return inputs
+from .backbone import AdapterHead, Adapters, TrunkHead
+from .inputs import forward_inputs, takes
 
 
 def token_logprobs(
@@ -55,22 +37,34 @@ def token_logprobs(
     width = responses.shape[1]
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     inputs = forward_inputs(base, input_ids, attention_mask)
-    if "logits_to_keep" in inspect.signature(type(base).forward).parameters:
+    if takes(base, "logits_to_keep"):
         inputs["logits_to_keep"] = width
-    logits = model(**inputs).logits[:, -width:].float() / temperature
-    logprobs = selective_log_softmax(logits, responses)
-    with nullcontext() if entropy_needs_grad else torch.no_grad():
-        entropies = entropy_from_logits(logits)
-    return logprobs, entropies
+    logits = model(**inputs).logits[:, -width:]
+    # TRL's kernel reads bfloat16 logits and counts in float32; without it the vocabulary is summed in float32.
+    logits = logits if logits.is_cuda else logits.float()
+    return selective_log_softmax_and_entropy(logits, responses, entropy_needs_grad, temperature)
 
 
 def token_values(
-    value_model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int
+    value_model: PreTrainedModel | AdapterHead, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int
 ) -> torch.Tensor:
     """The critic's value before each of the `width` response tokens, `(B, T)` float32."""
+    if isinstance(value_model, AdapterHead):
+        return value_model.values(value_model.hidden_states(input_ids, attention_mask)[:, -width:])
     backbone = value_model.base_model
     hidden = backbone(**forward_inputs(backbone, input_ids, attention_mask)).last_hidden_state
     return value_model.score(hidden[:, -width:]).squeeze(-1).float()
+
+
+@contextlib.contextmanager
+def head_inputs(policy: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collect what the policy's forward passes inside give to its language-model head."""
+    seen: list[torch.Tensor] = []
+    hook = policy.get_output_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 class PolicyAndValue(nn.Module):
@@ -78,18 +72,27 @@ class PolicyAndValue(nn.Module):
 
     Args:
         policy: a causal LM.
-        value_model: a sequence classifier with one label and a linear `score` head.
+        value_model: a sequence classifier with one label and a linear `score` head, or a head on the policy's backbone.
+        adapters: of the policy, where the critic is one of them.
     """
 
     # Sampling runs in eval mode, where activation checkpointing is inactive: nothing has to be switched off for it.
     is_gradient_checkpointing = False
 
-    def __init__(self, policy: nn.Module, value_model: PreTrainedModel, temperature: float, entropy_needs_grad: bool):
+    def __init__(
+        self,
+        policy: nn.Module,
+        value_model: PreTrainedModel | AdapterHead | TrunkHead,
+        temperature: float,
+        entropy_needs_grad: bool,
+        adapters: Adapters | None = None,
+    ):
         super().__init__()
         self.policy = policy
         self.value_model = value_model
         self.temperature = temperature
         self.entropy_needs_grad = entropy_needs_grad
+        self.adapters = adapters
 
     @property
     def config(self):
@@ -104,24 +107,46 @@ class PolicyAndValue(nn.Module):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, responses: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probabilities, entropies and values, each `(B, T)`; arguments as in [`token_logprobs`]."""
-        logprobs, entropies = token_logprobs(
-            self.policy, input_ids, attention_mask, responses, self.temperature, self.entropy_needs_grad
-        )
-        return logprobs, entropies, token_values(self.value_model, input_ids, attention_mask, responses.shape[1])
+        width = responses.shape[1]
+        with head_inputs(self.policy) if isinstance(self.value_model, TrunkHead) else contextlib.nullcontext() as seen:
+            logprobs, entropies = token_logprobs(
+                self.policy, input_ids, attention_mask, responses, self.temperature, self.entropy_needs_grad
+            )
+        if seen:
+            return logprobs, entropies, self.value_model.values(seen[-1][:, -width:])
+        return logprobs, entropies, token_values(self.value_model, input_ids, attention_mask, width)
 
     def generate(self, **kwargs) -> torch.Tensor:
         """The policy's `generate`, a method of the root so that FSDP can gather the root's weights around it."""
         with neutral_generation(self.policy.get_base_model() if isinstance(self.policy, PeftModel) else self.policy):
             return self.policy.generate(**kwargs)
 
-    def activation_checkpointing_enable(self, **kwargs) -> None:
-        self.policy.activation_checkpointing_enable(**kwargs)
-        self.value_model.activation_checkpointing_enable(**kwargs)
+    @property
+    def _no_split_modules(self) -> set[str]:
+        """Layers that FSDP gathers one at a time; without these names it would gather everything at once."""
+        return {name for model in (self.policy, self.value_model) for name in model._no_split_modules or ()}
 
-    def gradient_checkpointing_enable(self, **kwargs) -> None:
+    def tie_weights(self) -> None:
+        """Tie again what a wrapper has taken apart (accelerate calls this while it makes shards)."""
+        self.policy.tie_weights()
+
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
+        for one in self._checkpointed():
+            one.activation_checkpointing_enable(self._recomputing(activation_checkpointing_kwargs), **kwargs)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
         """The name of [`activation_checkpointing_enable`] before transformers 5.2x."""
-        self.policy.gradient_checkpointing_enable(**kwargs)
-        self.value_model.gradient_checkpointing_enable(**kwargs)
+        for one in self._checkpointed():
+            one.gradient_checkpointing_enable(self._recomputing(gradient_checkpointing_kwargs), **kwargs)
+
+    def _checkpointed(self) -> list[nn.Module]:
+        shared = isinstance(self.value_model, (AdapterHead, TrunkHead))
+        return [self.policy] if shared else [self.policy, self.value_model]
+
+    def _recomputing(self, kwargs: dict | None) -> dict | None:
+        if self.adapters is None:
+            return kwargs
+        return {**(kwargs or {}), "use_reentrant": False, "context_fn": self.adapters.recomputation}
 
 
 def value_model_from_policy(policy: PreTrainedModel) -> PreTrainedModel:
@@ -141,9 +166,17 @@ def load_model(auto_class: type, model: str | Path | nn.Module, **kwargs) -> nn.
     )
 
 
+def save_policy(policy: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+    """Write a plain `from_pretrained` folder; of an adapted policy, the policy's own adapter."""
+    own = {"selected_adapters": [policy.active_adapter]} if isinstance(policy, PeftModel) else {}
+    policy.save_pretrained(folder, state_dict=state_dict, **own)
+
+
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Put the weights that `save_pretrained` wrote into an existing model."""
-    if isinstance(model, PeftModel):
+    if isinstance(model, (AdapterHead, TrunkHead)):
+        model.load_pretrained(folder)
+    elif isinstance(model, PeftModel):
         model.load_adapter(str(folder), model.active_adapter, is_trainable=True)
     else:
         stored = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)

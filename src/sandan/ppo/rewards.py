@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from ..generation import score_rows
+from .backbone import AdapterHead, Adapters, shared_reward
 from .modules import load_model
 from .rollout import INPUT_IDS, Rollout
 
@@ -77,7 +78,7 @@ class ModelReward:
     """
 
     name: str
-    model: PreTrainedModel
+    model: PreTrainedModel | AdapterHead
     tokenizer: "PreTrainedTokenizerBase"
     own_tokenizer: "PreTrainedTokenizerBase | None" = None
 
@@ -114,8 +115,12 @@ def make_rewards(
     reward_funcs: "str | PreTrainedModel | RewardFunction | list",
     processing_classes: "PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None",
     tokenizer: "PreTrainedTokenizerBase",
+    adapters: Adapters | None = None,
 ) -> list[Reward]:
     """Rewards of every kind as callables on a rollout; those of one name are told apart by their number.
+
+    Args:
+        adapters: of the policy, where the first reward may be a further one (see [`shared_reward`]).
 
     Raises:
         ValueError: if tokenizers and rewards do not pair up.
@@ -127,7 +132,10 @@ def make_rewards(
         raise ValueError(f"reward_processing_classes: {len(readers)} for {len(functions)} reward functions")
     rewards: list[Reward] = []
     for function, reader in zip(functions, readers, strict=True):
-        if isinstance(function, (str, Path, PreTrainedModel)):
+        shared = shared_reward(adapters, function) if adapters is not None and not rewards else None
+        if shared is not None:
+            rewards.append(ModelReward(Path(function).name, shared, tokenizer, reader))
+        elif isinstance(function, (str, Path, PreTrainedModel)):
             model = load_model(AutoModelForSequenceClassification, function, num_labels=1)
             name = Path(model.config.name_or_path).name or type(model).__name__
             rewards.append(ModelReward(name, model, tokenizer, reader))

@@ -40,10 +40,15 @@ def prompt_indices(update: int, batch_size: int, rows: int, seed: int) -> list[i
 
 @dataclass
 class Rollout:
-    """A batch of episodes: dataset rows (with `input_ids`) and what the policy answered to each."""
+    """A batch of episodes: dataset rows (with `input_ids`) and what the policy answered to each.
+
+    Args:
+        sampling_logprobs: of each answer's tokens, where another engine than the training forward sampled them.
+    """
 
     rows: list[dict[str, Any]]
     completions: list[Completion]
+    sampling_logprobs: list[torch.Tensor] | None = None
 
     def prompts(self, tokenizer: "PreTrainedTokenizerBase") -> list[Any]:
         """The prompts as the dataset has them; the decoded text where it has token ids only."""
@@ -61,18 +66,31 @@ class Rollout:
         """Whether each response ended with the stop token, boolean `(B,)`."""
         return torch.tensor([one.stopped for one in self.completions], device=device)
 
+    def tokens(self, index: int) -> int:
+        """Tokens of a prompt and its response."""
+        return len(self.rows[index][INPUT_IDS]) + len(self.completions[index].token_ids)
+
+    def chunks(self, indices: torch.Tensor, steps: int, rows: int) -> Iterator[list[list[int]]]:
+        """Split rows into `steps` equal minibatches, each a list of micro-batches of at most `rows` rows.
+
+        Within a minibatch rows of like length share a micro-batch: less padding, and the same sum over its tokens.
+        """
+        for minibatch in indices.chunk(steps):
+            yield list(batched(sorted(minibatch.tolist(), key=self.tokens), rows))
+
     def width(self, indices: Sequence[int], response_length: int) -> int:
         """Response positions that these rows need: one past the longest, for the score, if there is room."""
         return min(max(len(self.completions[index].token_ids) for index in indices) + 1, response_length)
 
     def tensors(
         self, indices: Sequence[int], response_length: int, pad_token_id: int, device: torch.device
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, torch.Tensor | None]:
         """Model inputs of some rows, with no more padding than these rows need.
 
         Returns:
             `input_ids` and `attention_mask` `(B, P + T - 1)`, prompts left-padded and responses right-padded (the last
-            response token predicts nothing), and `responses` `(B, T)`.
+            response token predicts nothing), and `responses` `(B, T)`. The mask is None where nothing is padded:
+            attention then takes its fastest kernel.
         """
         width = self.width(indices, response_length)
         prompt_ids, prompt_mask = pad_left([self.rows[index][INPUT_IDS] for index in indices], pad_token_id)
@@ -82,17 +100,12 @@ class Rollout:
             ids = self.completions[index].token_ids
             responses[row, : len(ids)] = torch.tensor(ids)
             mask[row, : len(ids)] = 1
+        attention_mask = torch.cat([prompt_mask, mask[:, :-1]], 1)
         return {
             "input_ids": torch.cat([prompt_ids, responses[:, :-1]], 1).to(device),
-            "attention_mask": torch.cat([prompt_mask, mask[:, :-1]], 1).to(device),
+            "attention_mask": None if attention_mask.all() else attention_mask.to(device),
             "responses": responses.to(device),
         }
-
-
-def chunks(indices: torch.Tensor, steps: int, rows: int) -> Iterator[list[list[int]]]:
-    """Split rows into `steps` equal minibatches, each a list of micro-batches of at most `rows` rows."""
-    for minibatch in indices.chunk(steps):
-        yield list(batched(minibatch.tolist(), rows))
 
 
 def prepare_prompts(

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import DynamoBackend
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
@@ -35,16 +36,20 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
 )
-from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+from trl.models.utils import prepare_deepspeed
 from trl.trainer.utils import use_adapter
 
+from ..compilation import compile_layers
+from ..decoding import Decoder, obstacle
 from ..generation import batched, pad_left, sampling_config, to_completion
 from ..trainer import leave_if_asked
+from .backbone import AdapterHead, Adapters, TrunkHead, critic_adapter, is_of_critic
 from .checkpoints import ResumableTrainer
 from .config import PPOConfig
 from .ema import PolicyAverage
 from .evaluation import AnswerEvaluation
 from .flow import UpdateFlow, UpdateLoader
+from .hub import PAPER, PushableTrainer
 from .math import (
     Moments,
     adapted_kl_coef,
@@ -73,13 +78,14 @@ from .rewards import ModelReward, RewardFunction, make_rewards
 from .rollout import (
     INPUT_IDS,
     Rollout,
-    chunks,
     find_stop_token,
     prepare_prompts,
     prompt_indices,
     shuffled,
     stream_seed,
 )
+from .sharding import exact_outputs, policy_for_generation, shard_frozen
+from .vllm import VLLMSampler, sampling_difference
 from .watch import Watch
 
 
@@ -109,7 +115,7 @@ class Experience:
     value_mask: torch.Tensor
 
 
-class PPOTrainer(ResumableTrainer, AnswerEvaluation):
+class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
     """Trains a policy and a critic with PPO against reward models, reward functions or a mixture of them.
 
     Args:
@@ -123,9 +129,12 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         ref_model: the reference of the KL. Default: a frozen copy of the policy, or with PEFT the policy with its
             adapters switched off (or `ref_adapter_name`).
         value_model: the critic, a sequence classifier with one label and a `score` head. Default: a copy of the
-            (first) reward model if it reads the policy's tokens, else the policy's backbone with a new head.
+            (first) reward model if it reads the policy's tokens, else the policy's backbone with a new head. With
+            another `critic_backbone` than "own" there is none to give.
         reward_processing_classes: tokenizers of the reward models, None where it is the policy's.
-        peft_config: train adapters of this kind instead of the policy's weights.
+        peft_config: train adapters of this kind instead of the policy's weights. With `critic_backbone="adapter"` the
+            critic is a further adapter on the same frozen backbone, and so is a reward that is given as the folder of
+            a PEFT sequence classifier trained on it: one backbone in memory instead of four.
         reward_model: the name of `reward_funcs` in TRL.
 
     Raises:
@@ -135,6 +144,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
 
     _name = "PPO"
     _tag_names: ClassVar[list[str]] = ["sandan", "ppo"]
+    _paper: ClassVar[dict[str, str]] = PAPER
 
     def __init__(
         self,
@@ -165,13 +175,19 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
             raise ValueError("PPOTrainer runs one process per GPU: start it with `accelerate launch`")
 
         reward_funcs = reward_funcs if reward_model is None else reward_model
-        self.rewards = make_rewards(reward_funcs, reward_processing_classes, processing_class)
+        rewards = reward_funcs, reward_processing_classes, processing_class
+        self.adapters: Adapters | None = None
+        if args.critic_backbone == "own":
+            self.rewards = make_rewards(*rewards)
+            self.value_model = self._make_value_model(value_model, policy)
+            self.policy_model = policy = self._make_policy(policy, peft_config, args)
+        else:
+            self.policy_model = policy = self._make_policy(policy, peft_config, args)
+            self._share_backbone(policy, rewards, value_model, args)
         weights = args.reward_weights or [1.0] * len(self.rewards)
         if len(weights) != len(self.rewards):
             raise ValueError(f"reward_weights: {len(weights)} for {len(self.rewards)} reward functions")
         self.reward_weights = torch.tensor(weights)
-        self.value_model = self._make_value_model(value_model, policy)
-        self.policy_model = policy = self._make_policy(policy, peft_config, args)
         self.ref_model = self._make_reference(ref_model, model)
         for one in (policy, self.value_model, self.ref_model, *self._reward_models()):
             if one is not None:
@@ -183,7 +199,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
             eval_dataset = self._prepare_dataset(eval_dataset, "eval_dataset", processing_class, args)
         self.temperature = args.temperature + 1e-7
         super().__init__(
-            model=PolicyAndValue(policy, self.value_model, self.temperature, args.entropy_coef > 0),
+            model=PolicyAndValue(policy, self.value_model, self.temperature, args.entropy_coef > 0, self.adapters),
             args=args,
             data_collator=data_collator or list,
             train_dataset=train_dataset,
@@ -196,8 +212,15 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         self.callback_handler.remove_callback(DefaultFlowCallback)
         self.callback_handler.callbacks.insert(0, UpdateFlow(self))
         self.add_callback(Watch())
-        self._place_frozen_models()
         self._check_options(optimizers[0])
+        if self.is_fsdp_enabled:
+            exact_outputs(self.accelerator.state.fsdp_plugin)
+        self._place_frozen_models()
+        self._compile()
+        self.vllm = None
+        if args.use_vllm:
+            self.vllm = VLLMSampler(policy, self.accelerator, processing_class, self.stop_token_id, self.args)
+        self.decoder = self._make_decoder()
         decay = args.policy_ema_decay
         self.policy_average = None if decay is None else PolicyAverage(policy, decay)
         self._set_state()
@@ -221,10 +244,14 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
     def _check_options(self, optimizer: torch.optim.Optimizer | None) -> None:
         """Refuse options that this way of running cannot honour."""
         args = self.args
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 1:
+            raise ValueError("FSDP 1: PPO cannot sample from its shards; set fsdp_version: 2")
         if args.max_approx_kl is not None and self.is_deepspeed_enabled:
             raise ValueError("max_approx_kl: not with DeepSpeed, which steps inside backward; use DDP or FSDP")
         if args.policy_ema_decay is not None and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ValueError("policy_ema_decay: not with DeepSpeed or FSDP, which hold weights in shards; use DDP")
+        if args.critic_backbone != "own" and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ValueError('critic_backbone: only "own" with DeepSpeed or FSDP; with one backbone use DDP')
         if args.critic_learning_rate is not None and optimizer is not None:
             raise ValueError("critic_learning_rate: not with an optimizer of your own; give its groups their rates")
 
@@ -254,6 +281,22 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         if not has_score_head(value_model):
             raise ValueError(f"value_model: {type(value_model).__name__} has no linear `score` head with one output")
         return value_model.requires_grad_(True)
+
+    def _share_backbone(self, policy: nn.Module, rewards: tuple, value_model: Any, args: PPOConfig) -> None:
+        """Make rewards and critic where the critic has no backbone of its own."""
+        if value_model is not None:
+            raise ValueError(f'value_model: with critic_backbone="{args.critic_backbone}" there is none to give')
+        if args.critic_backbone == "policy":
+            self.rewards = make_rewards(*rewards)
+            self.value_model = TrunkHead(policy)
+            return
+        if not self.is_peft_model:
+            raise ValueError('critic_backbone: "adapter" needs peft_config, or a policy with adapters')
+        self.adapters = Adapters(policy)
+        self.rewards = make_rewards(*rewards, self.adapters)
+        self.value_model = critic_adapter(self.adapters, self.reward_model)
+        what = "policy, critic and reward" if isinstance(self.reward_model, AdapterHead) else "policy and critic"
+        logger.info("one backbone: %s are adapters on it", what)
 
     def _make_policy(self, policy: nn.Module, peft_config: PeftConfig | None, args: PPOConfig) -> nn.Module:
         if peft_config is not None:
@@ -286,9 +329,32 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         if self.is_deepspeed_enabled:
             self.ref_model = prepare_deepspeed(self.ref_model, self.accelerator)
         elif self.is_fsdp_enabled:
-            self.ref_model = prepare_fsdp(self.ref_model, self.accelerator)
+            self.ref_model = shard_frozen(self.ref_model, self.accelerator)
         else:
             self.ref_model.to(self.accelerator.device)
+
+    def _compile(self) -> None:
+        """Compile the layers of every model, for `torch_compile`, which would otherwise compile the wrapper alone."""
+        if self.args.torch_compile:
+            self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
+            for model in (self.model, self.ref_model, *self._reward_models()):
+                if model is not None:
+                    compile_layers(model)
+
+    def _make_decoder(self) -> Decoder | None:
+        """What samples instead of `generate`, where this machine and model can."""
+        args, device = self.args, self.accelerator.device
+        if args.use_vllm or args.rollout_engine == "generate" or device.type != "cuda":
+            return None
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        reason = "the weights are in shards" if sharded else obstacle(self.policy_model)
+        if reason:
+            logger.info("rollouts use generate, which is slower: %s", reason)
+            return None
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        dtype = half or next(self.policy_model.parameters()).dtype
+        rows = min(args.local_rollout_forward_batch_size, args.local_batch_size)
+        return Decoder(self.policy_model, rows, args.response_length, dtype, compiled=args.torch_compile)
 
     def _prepare_dataset(
         self,
@@ -380,10 +446,10 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
             self._show_samples(rollout, experience.scores.tolist())
 
         for epoch in range(args.num_ppo_epochs):
-            # The first epoch keeps the order of the rollout, and with it the micro-batches of the old log-probs.
+            # The first epoch keeps the rollout's minibatches, and with them the micro-batches of the old log-probs.
             numbers = (args.seed, MINIBATCHES, update, epoch, self.accelerator.process_index)
             order = shuffled(len(rows), *numbers) if epoch else torch.arange(len(rows))
-            for minibatch in chunks(order, args.num_mini_batches, args.per_device_train_batch_size):
+            for minibatch in rollout.chunks(order, args.num_mini_batches, args.per_device_train_batch_size):
                 chosen = torch.tensor([index for part in minibatch for index in part], device=device)
                 masks = (experience.policy_mask[chosen], experience.value_mask[chosen])
                 tokens, value_tokens = self._reduce(torch.stack([mask.sum() for mask in masks]))
@@ -460,7 +526,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
             return super().create_optimizer(model)
         optimizer = super().create_optimizer(model)
         named = (self.model if model is None else model).named_parameters()
-        critic = {id(parameter) for name, parameter in named if "value_model" in name.split(".")}
+        critic = {id(parameter) for name, parameter in named if is_of_critic(name)}
         for group in list(optimizer.param_groups):
             own = [parameter for parameter in group["params"] if id(parameter) in critic]
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in critic]
@@ -527,9 +593,14 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
 
         Args:
             rows: dataset rows with `input_ids`.
-            seed: of the sampling; the global random state is left alone.
+            seed: of the sampling (vLLM has its own); the global random state is left alone.
         """
+        leave_if_asked(self.accelerator)
+        if self.vllm is not None:
+            return self.vllm.sample(rows, self.state.global_step, greedy)
         args, tokenizer, device = self.args, self.processing_class, self.accelerator.device
+        if self.decoder is not None:
+            return self._decode(rows, seed, greedy)
         config = sampling_config(
             tokenizer, args.response_length, 0.0 if greedy else args.temperature, self.stop_token_id
         )
@@ -542,9 +613,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         with (
             torch.random.fork_rng(devices=devices),
             self.accelerator.autocast(),
-            unwrap_model_for_generation(
-                self.model_wrapped, self.accelerator, gather_deepspeed3_params=args.ds3_gather_for_generation
-            ) as policy,
+            policy_for_generation(self.model_wrapped, self.accelerator, args.ds3_gather_for_generation) as policy,
         ):
             torch.manual_seed(seed)
             for batch in batched(rows, args.local_rollout_forward_batch_size):
@@ -554,9 +623,31 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
                     input_ids=ids.masked_fill(mask == 0, 0).to(device),
                     attention_mask=mask.to(device),
                     generation_config=config,
+                    # A rank that gathers for every token must go on until the last one is done.
+                    synced_gpus=self.is_fsdp_enabled and not args.ds3_gather_for_generation or None,
                 )
                 answers = output[:, ids.shape[1] :].tolist()
                 completions += [to_completion(tokenizer, answer, self.stop_token_id) for answer in answers]
+        return Rollout(rows, completions)
+
+    def _decode(self, rows: list[dict[str, Any]], seed: int, greedy: bool) -> Rollout:
+        """[`sample`] on the decoder."""
+        tokenizer, device, decoder = self.processing_class, self.accelerator.device, self.decoder
+        completions = []
+        decoder.load(self.policy_model)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            for batch in batched(rows, decoder.rows):
+                leave_if_asked(self.accelerator)
+                ids, mask = pad_left([row[INPUT_IDS] for row in batch], tokenizer.pad_token_id)
+                answers = decoder.sample(
+                    ids.masked_fill(mask == 0, 0).to(device),
+                    mask.to(device),
+                    0.0 if greedy else self.temperature,
+                    self.stop_token_id,
+                    [tokenizer.pad_token_id],
+                )
+                completions += [to_completion(tokenizer, answer, self.stop_token_id) for answer in answers.tolist()]
         return Rollout(rows, completions)
 
     @contextlib.contextmanager
@@ -565,8 +656,8 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         if self.ref_model is not None:
             yield self.ref_model
             return
-        policy = self.accelerator.unwrap_model(self.model_wrapped).policy
-        with use_adapter(policy, self.args.ref_adapter_name):
+        policy, name = self.accelerator.unwrap_model(self.model_wrapped).policy, self.args.ref_adapter_name
+        with use_adapter(policy, name) if self.adapters is None else self.adapters.using(name):
             yield policy
 
     @torch.no_grad()
@@ -576,13 +667,13 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
         width = rollout.width(range(total), args.response_length)
         logprobs, ref_logprobs, values = (torch.zeros(total, width, device=device) for _ in range(3))
         self.model.eval()
-        for minibatch in chunks(torch.arange(total), args.num_mini_batches, args.per_device_train_batch_size):
+        for minibatch in rollout.chunks(torch.arange(total), args.num_mini_batches, args.per_device_train_batch_size):
             for part in minibatch:
                 inputs = rollout.tensors(part, args.response_length, self.processing_class.pad_token_id, device)
-                rows = slice(part[0], part[-1] + 1), slice(inputs["responses"].shape[1])
-                logprobs[rows], _, values[rows] = self.model_wrapped(**inputs)
+                rows, width = torch.tensor(part, device=device), inputs["responses"].shape[1]
+                logprobs[rows, :width], _, values[rows, :width] = self.model_wrapped(**inputs)
                 with self.null_ref_context() as ref_model, self.accelerator.autocast():
-                    ref_logprobs[rows], _ = token_logprobs(ref_model, **inputs, temperature=self.temperature)
+                    ref_logprobs[rows, :width], _ = token_logprobs(ref_model, **inputs, temperature=self.temperature)
         return logprobs, ref_logprobs, values
 
     def score(self, rollout: Rollout) -> torch.Tensor:
@@ -716,6 +807,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation):
                 experience.values, experience.returns, experience.value_mask, self._reduce
             ).item(),
             **self._component_means(components),
+            **sampling_difference(rollout, experience.logprobs, mask, self.accelerator),
         }
 
     def _component_means(self, components: torch.Tensor) -> dict[str, float]:

@@ -1,135 +1,15 @@
-"""Watches a run's logged metrics for what its reward does not show, and says so in plain words.
-
-A policy can raise the score that it is trained on while its answers get worse (over-optimisation: Gao et al. 2023, arXiv
-2210.10760). The signs are in the metrics of every update; the limits here are rules of thumb, far from what a healthy
-run shows, and what they find is advice. Only with `stop_on_collapse` does a run end by it.
-"""
+"""Watches a run with `sandan.watch`; only with `stop_on_collapse` does a run end by it."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from transformers import TrainerCallback
 
 from ..checkpoints import newest_whole
 from ..errors import GateError
+from ..watch import findings
 
 
 logger = logging.getLogger(__name__)
-
-# Logged entries that are averaged at the start and at the end of the history.
-WINDOW = 3
-# Logged entries in which the critic may explain nothing before it is worth a word.
-CRITIC_PATIENCE = 10
-# At one nat each sampled token is e times as likely as it was under the reference.
-MAX_KL_PER_TOKEN = 1.0
-MAX_LENGTH_GROWTH = 1.5
-MAX_REPETITION_GROWTH = 0.2
-MIN_ENTROPY_LEFT, MIN_ENDING_LEFT, FEW_ENDING_LEFT = 0.1, 0.5, 0.1
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something a user should look at.
-
-    Args:
-        kind: a short name, one per rule.
-        text: one sentence with the figures, and what to do.
-        collapse: whether the policy is lost rather than suspicious.
-    """
-
-    kind: str
-    text: str
-    collapse: bool = False
-
-
-def findings(history: Sequence[dict[str, Any]]) -> list[Finding]:
-    """What stands out at the end of a log history.
-
-    Args:
-        history: `trainer.state.log_history` or a part of it; entries of evaluations are ignored.
-    """
-    entries = [entry for entry in history if "objective/kl" in entry and "val/repeated_share" in entry]
-    if len(entries) < 2 * WINDOW:
-        return []
-    first, last = _Means(entries[:WINDOW]), _Means(entries[-WINDOW:])
-    found = [*_over_optimisation(first, last), *_broken_answers(first, last)]
-    recent = [entry["val/explained_variance"] for entry in entries[-CRITIC_PATIENCE:]]
-    if len(recent) == CRITIC_PATIENCE and max(recent) <= 0:
-        found.append(
-            Finding(
-                "critic",
-                f"the critic explains nothing of the returns (explained variance at most {max(recent):.2f} in the "
-                f"last {CRITIC_PATIENCE} logs): advantages are noise; raise critic_learning_rate or vf_coef, or start "
-                "it from the reward model",
-            )
-        )
-    return found
-
-
-class _Means:
-    """Means of a few logged entries, under short names."""
-
-    def __init__(self, entries: Sequence[dict[str, Any]]):
-        def mean(name: str) -> float:
-            return sum(entry[name] for entry in entries) / len(entries)
-
-        self.score, self.kl, self.tokens = mean("objective/scores"), mean("objective/kl"), mean("val/response_tokens")
-        self.repeated, self.stopped = mean("val/repeated_share"), mean("val/stopped_share")
-        self.entropy = mean("policy/entropy_avg")
-
-
-def _over_optimisation(first: _Means, last: _Means) -> Iterator[Finding]:
-    """The score rises by means that it does not see."""
-    kl_per_token = last.kl / max(last.tokens, 1)
-    rise = f"the score rises ({first.score:.3g} to {last.score:.3g}) while"
-    advice = "read the samples, judge them by another measure than this reward, and"
-    if kl_per_token > MAX_KL_PER_TOKEN and last.score > first.score:
-        yield Finding(
-            "kl",
-            f"{rise} the policy runs away from its reference (KL {last.kl:.3g} nats per answer, {kl_per_token:.2g} "
-            f"per token): {advice} raise kl_coef, set target_kl or lower learning_rate",
-        )
-    elif kl_per_token > MAX_KL_PER_TOKEN:
-        yield Finding(
-            "kl",
-            f"the policy left its reference (KL {last.kl:.3g} nats per answer, {kl_per_token:.2g} per token) and its "
-            f"score did not rise ({first.score:.3g} to {last.score:.3g}): lower learning_rate, raise kl_coef or set "
-            "max_approx_kl",
-            collapse=last.score < first.score,
-        )
-    if last.tokens > MAX_LENGTH_GROWTH * first.tokens and last.score > first.score:
-        yield Finding(
-            "length",
-            f"{rise} answers get longer ({first.tokens:.3g} to {last.tokens:.3g} tokens): {advice} set "
-            "length_penalty or missing_eos_penalty, or train the reward model on pairs of like length",
-        )
-    if last.repeated > first.repeated + MAX_REPETITION_GROWTH and last.score > first.score:
-        yield Finding(
-            "repetition",
-            f"{rise} answers repeat themselves ({first.repeated:.0%} to {last.repeated:.0%} of the 3-grams are "
-            f"repeats): {advice} raise kl_coef",
-        )
-
-
-def _broken_answers(first: _Means, last: _Means) -> Iterator[Finding]:
-    """Answers lose their end or their variety."""
-    if last.stopped < MIN_ENDING_LEFT * first.stopped:
-        yield Finding(
-            "endless",
-            f"answers stop ending: {last.stopped:.0%} have the stop token, at first {first.stopped:.0%}; set "
-            "missing_eos_penalty or a longer response_length",
-            collapse=last.stopped < FEW_ENDING_LEFT * first.stopped,
-        )
-    if last.entropy < MIN_ENTROPY_LEFT * first.entropy:
-        yield Finding(
-            "entropy",
-            f"the policy's entropy fell from {first.entropy:.2g} to {last.entropy:.2g} nats per token, at a score of "
-            f"{first.score:.3g} to {last.score:.3g}: it hardly explores any more; raise kl_coef or entropy_coef, or "
-            "lower learning_rate",
-            collapse=last.score <= first.score,
-        )
 
 
 class Watch(TrainerCallback):

@@ -1,0 +1,39 @@
+"""What a model is called with."""
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@functools.cache
+def _parameters(kind: type) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)
+
+
+def takes(model: nn.Module, name: str) -> bool:
+    """Whether a model's forward has a parameter of this name."""
+    return name in _parameters(type(model))
+
+
+def forward_inputs(model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> dict[str, Any]:
+    """What a left-padded batch needs so that each row gives what it would give alone.
+
+    Positions count real tokens, and padding becomes token 0: a pad id may lie outside the embedding table.
+
+    Args:
+        input_ids, attention_mask (`(B, L)`): the mask is None where nothing is padded.
+    """
+    if attention_mask is None:
+        return {"input_ids": input_ids, "use_cache": False}
+    inputs = {
+        "input_ids": input_ids.masked_fill(attention_mask == 0, 0),
+        "attention_mask": attention_mask,
+        "use_cache": False,
+    }
+    # A few architectures (those with ALiBi) have no positions to give.
+    if takes(model, "position_ids"):
+        inputs["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    return inputs

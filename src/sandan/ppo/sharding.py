@@ -1,0 +1,60 @@
+"""What FSDP2 needs beyond what Trainer and accelerate do for it."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
+from trl.models.utils import prepare_fsdp, unwrap_model_for_generation
+
+
+@contextlib.contextmanager
+def policy_for_generation(model: nn.Module, accelerator: Accelerator, gather: bool) -> Iterator[nn.Module]:
+    """The bare policy-and-critic module, ready for `generate`.
+
+    Args:
+        model: as it is trained, wrapped or not.
+        gather: hold the policy's weights whole meanwhile (ZeRO-3, FSDP2): they are gathered once for the rollout, not
+            a layer at a time for every token. The critic's layers stay in shards.
+
+    Raises:
+        ValueError: with FSDP2, before `train()`.
+    """
+    with unwrap_model_for_generation(model, accelerator, gather_deepspeed3_params=gather) as bare:
+        if accelerator.is_fsdp2 and not isinstance(bare, FSDPModule):
+            raise ValueError("FSDP2 shards the model in train(); evaluate or sample during or after it, not before")
+        layers = [one for one in bare.policy.modules() if isinstance(one, FSDPModule)] if gather else []
+        for layer in layers:
+            layer.set_reshard_after_forward(False, recurse=False)
+        try:
+            yield bare
+        finally:
+            for layer in layers:
+                layer.set_reshard_after_forward(
+                    accelerator.state.fsdp_plugin.reshard_after_forward is True, recurse=False
+                )
+                layer.reshard()
+
+
+def exact_outputs(plugin: FullyShardedDataParallelPlugin) -> None:
+    """Keep log-probs and values in float32 under mixed precision, and add gradients up in it.
+
+    accelerate lets FSDP2 cast a model's outputs: log-probs in bf16 are off by some hundredths of a nat, as much as what
+    PPO wants to see. (This is transformers' own policy for FSDP2.)
+    """
+    policy = plugin.mixed_precision_policy
+    if policy is not None:
+        plugin.mixed_precision_policy = dataclasses.replace(policy, output_dtype=None, reduce_dtype=torch.float32)
+
+
+def shard_frozen(model: PreTrainedModel, accelerator: Accelerator) -> nn.Module:
+    """Shard a model that is not trained, layer by layer: trl's `prepare_fsdp` alone gathers all of it at once."""
+    names = set(model._no_split_modules or ())
+    for layer in [one for one in model.modules() if type(one).__name__ in names]:
+        prepare_fsdp(layer, accelerator)
+    return prepare_fsdp(model, accelerator)
