@@ -7,11 +7,12 @@ A recipe names its data as TRL does (`datasets:` with `path`, `name`, `data_file
 
 import glob
 import hashlib
+import heapq
 import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -24,6 +25,7 @@ from trl.scripts.utils import DatasetConfig
 from .errors import UserError
 from .stage import GOOD_ROWS, Stage, is_main_process
 from .validation import (
+    SHOWN_PROBLEMS,
     Findings,
     Problem,
     RowChecker,
@@ -142,7 +144,8 @@ def check_files(args: DataArguments, stage: Stage, columns: Sequence[Sequence[st
     for name, hashes in parts.items():
         refused = hashes.answered and not args.allow_repeats
         found = repeated(hashes) if refused else ()
-        _note(hashes, chain(found, leaked(hashes, parts["eval"]) if name == "train" else ()), findings, left_out[name])
+        found = chain(found, leaked(hashes, parts["eval"]) if name == "train" else ())
+        _note(hashes, found, findings, left_out[name] if args.skip_bad_rows else None)
         stage.notes[f"{name}_rows_read"] = hashes.rows
         if not refused and (count := sum(1 for _ in hashes.repeats())):
             stage.notes[f"{name}_rows_repeated"] = count
@@ -174,12 +177,28 @@ def is_jsonl(file: str) -> bool:
     return Path(file.removesuffix(".gz")).suffix == ".jsonl"
 
 
-def _note(hashes: RowHashes, found: Iterable[tuple[int, Problem]], findings: Findings, left_out: set[int]) -> None:
-    """Add problems that only show when rows are compared, in the order of their places."""
-    for place, problem in sorted(found):
-        if place not in left_out:
-            left_out.add(place)
-            findings.add(hashes.place(place), problem)
+def _note(
+    hashes: RowHashes, found: Iterable[tuple[int, Problem]], findings: Findings, left_out: set[int] | None
+) -> None:
+    """Add problems that only show when rows are compared, in the order of their places.
+
+    Args:
+        left_out: gets the places of all of them; None: only the first are kept, so that memory stays small.
+    """
+    kinds: Counter = Counter()
+
+    def counted() -> Iterator[tuple[int, Problem]]:
+        for place, problem in found:
+            if left_out is None or place not in left_out:
+                kinds[problem.kind] += 1
+                yield place, problem
+            if left_out is not None:
+                left_out.add(place)
+
+    first = heapq.nsmallest(SHOWN_PROBLEMS, counted())
+    findings.kinds += kinds
+    findings.shown += [problem.at(hashes.place(place)) for place, problem in first]
+    del findings.shown[SHOWN_PROBLEMS:]
 
 
 def _copy_good_rows(
