@@ -95,7 +95,7 @@ data_of = $(wildcard $(shell grep -oE '\bdata/[A-Za-z0-9_./-]+' $(RECIPE_DIR)/$(
 define stage_rule
 $(OUT)/$(1)/result.json: $(RECIPE_DIR)/$(1).yaml scripts/$(call script_of,$(1)).py $(call data_of,$(1)) $(call needs,$(1),$(2)) $(if $(call forced,$(1)),force)
 	@printf '\n\033[1m── %s ──\033[0m\n' "$(RECIPE): $(1)"
-	@$(BIN)/accelerate launch --config_file recipes/accelerate_configs/$(if $(filter $(1),$(CPU_ONLY)),cpu,$(LAUNCH)).yaml \
+	@$(BIN)/accelerate launch --config_file recipes/accelerate_configs/$(if $(filter $(1),$(CPU_ONLY)),cpu,$(LAUNCH)).yaml --quiet \
 		scripts/$(call script_of,$(1)).py --config $(RECIPE_DIR)/$(1).yaml $(if $(SEED),--seed $(SEED)) $(if $(filter $(1),$(ONLY)),$(ARGS))
 endef
 $(eval $(call stage_rule,tokenizer,))
@@ -116,6 +116,31 @@ $(OUT)-seeds/%.json: $(VENV)/.ready force
 	@mkdir -p $(@D)
 	@$(MAKE) --no-print-directory chain SEED=$*
 	@cp $(OUT)/report/report.json $@
+
+##@ Trust
+.PHONY: check
+check: $(VENV)/.ready ## Check RECIPE without training: settings, data, tokens, steps, memory, disk
+	@failed=; for stage in $(CHAIN); do \
+		printf '\n\033[1m── %s ──\033[0m\n' "$(RECIPE): $$stage"; \
+		$(BIN)/python scripts/$${stage%_mlm}.py --config $(RECIPE_DIR)/$$stage.yaml --dry_run true $(ARGS) || failed="$$failed $$stage"; \
+	done; if [ -n "$$failed" ]; then echo "not ready:$$failed" >&2; exit 2; fi
+
+HUB_ID ?=
+LICENSE_NAME ?=
+PUBLIC ?=
+
+.PHONY: push
+push: $(VENV)/.ready ## Push the results of RECIPE to the Hub, private: make push HUB_ID=alice/tiny
+	$(if $(HUB_ID),,$(error HUB_ID is missing, as in: make push RECIPE=$(RECIPE) HUB_ID=alice/$(RECIPE)))
+	@$(BIN)/python -m sandan.publish --recipe_dir $(OUT) --hub_id $(HUB_ID) \
+		$(if $(LICENSE_NAME),--license $(LICENSE_NAME)) $(if $(PUBLIC),--public true)
+
+KILLS ?= 5
+
+.PHONY: test-faults
+test-faults: $(VENV)/.ready ## Kill every training stage KILLS times in each way; each must go on bit for bit (6 minutes)
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+		$(BIN)/python tests/faults.py "$$folder/runs" --kills $(KILLS) 2> "$$folder/log" || { tail -5 "$$folder/log"; exit 1; }
 
 ##@ Development
 .PHONY: data

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from sandan.cli import run
 
 
+COLUMNS = [("prompt",)]
+
+
 @dataclass
 class CandidatesArguments:
     """How answers are sampled."""
@@ -38,7 +41,7 @@ def main(args, data, stage):
     from sandan.ranking import distinct_candidates, prompt_id
 
     path = require_model(args.model_name_or_path, stage)
-    prompts, _ = load_data(data, stage, columns=[("prompt",)])
+    prompts, _ = load_data(data, stage, COLUMNS)
     tokenizer, model = load_tokenizer(path), load_causal_lm(path)
     completions = sample_completions(
         model,

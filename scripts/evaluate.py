@@ -14,6 +14,9 @@ import json
 from sandan.cli import run
 
 
+COLUMNS = [("prompt",)]
+
+
 def main(args, data, stage):
     from functools import partial
 
@@ -33,7 +36,7 @@ def main(args, data, stage):
     for name, path in {**paths, "reward": args.reward_model, "masked": args.masked_model}.items():
         if path is not None:
             require_model(path, stage, f"{name}_model")
-    prompts, held_out = load_data(data, stage, columns=[("prompt",)])
+    prompts, held_out = load_data(data, stage, COLUMNS)
     texts = read_jsonl(stage.add_input(args.text_file), columns=[("text",)]) if args.text_file else []
     pairs = []
     if args.minimal_pairs_file:

@@ -16,6 +16,7 @@ CPU:
 from sandan.cli import run
 
 
+COLUMNS = [("prompt",)]
 WATCHED = (
     "episode",
     "objective/scores",
@@ -35,25 +36,25 @@ def main(config, model_args, data, stage):
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, ProgressCallback
     from trl import get_peft_config, get_quantization_config
 
-    from sandan import PPOTrainer
+    from sandan import PPOTrainer, models, training
     from sandan.data import load_data
     from sandan.errors import UserError
-    from sandan.models import check_same_tokens, check_vocabulary, load_tokenizer, model_init_kwargs, require_model
-    from sandan.training import NOT_METRICS, ShortProgress, merge_adapters
 
-    policy_path = require_model(model_args.model_name_or_path or config.sft_model_path, stage)
-    reward_path = require_model(config.reward_model_path, stage, "reward_model_path")
-    tokenizer = load_tokenizer(policy_path, model_args.model_revision, padding_side="left")
-    check_same_tokens(tokenizer, reward_path, "reward_model_path")
-    train, held_out = load_data(data, stage, columns=[("prompt",)])
+    policy_path = models.require_model(model_args.model_name_or_path or config.sft_model_path, stage)
+    reward_path = models.require_model(config.reward_model_path, stage, "reward_model_path")
+    tokenizer = models.load_tokenizer(policy_path, model_args.model_revision, padding_side="left")
+    models.check_same_tokens(tokenizer, reward_path, "reward_model_path")
+    train, held_out = load_data(data, stage, COLUMNS)
     # Master weights in float32: at PPO's learning rates bfloat16 weights do not move.
     defaults = {"dtype": model_args.dtype or torch.float32, "quantization_config": get_quantization_config(model_args)}
-    policy = AutoModelForCausalLM.from_pretrained(policy_path, **model_init_kwargs(model_args, defaults))
-    check_vocabulary(policy.config, tokenizer, policy_path)
+    policy = models.load_model(AutoModelForCausalLM, policy_path, **models.model_init_kwargs(model_args, defaults))
+    models.check_vocabulary(policy.config, tokenizer, policy_path)
     reward = adapter = Path(reward_path, "adapter")
     if config.critic_backbone != "adapter" or not adapter.is_dir():
-        reward = AutoModelForSequenceClassification.from_pretrained(reward_path, num_labels=1, dtype=defaults["dtype"])
-        check_vocabulary(reward.config, tokenizer, reward_path)
+        reward = models.load_model(
+            AutoModelForSequenceClassification, reward_path, num_labels=1, dtype=defaults["dtype"]
+        )
+        models.check_vocabulary(reward.config, tokenizer, reward_path)
     try:
         trainer = PPOTrainer(
             policy,
@@ -67,16 +68,17 @@ def main(config, model_args, data, stage):
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{stage.output_dir}: {error}") from error
     if trainer.pop_callback(ProgressCallback):
-        trainer.add_callback(ShortProgress(WATCHED))
-    stage.begin_writing()
-    output = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    trainer.save_model()
-    trainer.save_state()
+        trainer.add_callback(training.ShortProgress(WATCHED))
+    output = training.train(trainer, stage)
     metrics = summary(trainer.state.log_history, output.metrics["train_runtime"])
     metrics |= {"updates": trainer.args.num_total_batches, "dropped_prompts": trainer.dropped_prompts}
-    if held_out is not None:
-        metrics |= {key: value for key, value in trainer.evaluate().items() if not key.endswith(NOT_METRICS)}
-    merge_adapters(trainer.policy_model, stage)
+    with training.kept_if_interrupted(trainer):
+        if held_out is not None:
+            metrics |= {
+                key: value for key, value in trainer.evaluate().items() if not key.endswith(training.NOT_METRICS)
+            }
+        # Last: once merged, the policy has no adapters to switch off for its reference.
+        training.save(trainer, trainer.policy_model, stage)
     stage.finish(metrics, config.device.type)
 
 

@@ -16,29 +16,28 @@ CPU:
 from sandan.cli import run
 
 
+COLUMNS = [("text",)]
+
+
 def main(args, config, model_args, data, stage):
     from datasets import Dataset
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoModelForMaskedLM,
-        DataCollatorForLanguageModeling,
-        Trainer,
-        set_seed,
-    )
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, set_seed
 
     from sandan.data import load_data
-    from sandan.models import check_vocabulary, load_tokenizer, model_init_kwargs, require_model
+    from sandan.masking import ReproducibleMasking
+    from sandan.models import check_vocabulary, load_model, load_tokenizer, model_init_kwargs, require_model
     from sandan.pretraining import bits_per_byte, bytes_per_token, masked_accuracy, new_model, to_blocks
+    from sandan.trainer import GuardedTrainer
     from sandan.training import set_stop_token, train_and_save
 
     masked = args.objective == "mlm"
     tokenizer = load_tokenizer(require_model(args.tokenizer_name_or_path, stage, "tokenizer_name_or_path"))
-    train, held_out = load_data(data, stage, columns=[("text",)])
+    train, held_out = load_data(data, stage, COLUMNS)
     set_seed(config.seed)
     if args.model_config is None:
         auto_model = AutoModelForMaskedLM if masked else AutoModelForCausalLM
         path = require_model(model_args.model_name_or_path, stage)
-        model = auto_model.from_pretrained(path, **model_init_kwargs(model_args))
+        model = load_model(auto_model, path, **model_init_kwargs(model_args))
     else:
         model = new_model(args, tokenizer)
     check_vocabulary(model.config, tokenizer, args.tokenizer_name_or_path)
@@ -49,11 +48,11 @@ def main(args, config, model_args, data, stage):
     with config.main_process_first(desc="packing"):
         train = to_blocks(train, tokenizer, args.block_size_tokens, config.dataloader_num_workers or None)
         held_out = to_blocks(held_out, tokenizer, args.block_size_tokens) if held_out is not None else None
-    trainer = Trainer(
+    trainer = GuardedTrainer(
         model,
         config,
-        DataCollatorForLanguageModeling(
-            tokenizer, mlm=masked, mlm_probability=args.mlm_probability if masked else None
+        ReproducibleMasking(
+            tokenizer, mlm=masked, mlm_probability=args.mlm_probability if masked else None, seed=config.seed
         ),
         train,
         held_out,

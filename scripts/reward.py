@@ -16,19 +16,22 @@ CPU:
 from sandan.cli import run
 
 
-def main(args, config, model_args, data, stage):
-    from trl import get_peft_config
+COLUMNS = [("prompt", "chosen", "rejected"), ("chosen", "rejected")]
 
+
+def main(args, config, model_args, data, stage):
     from sandan.data import load_data
-    from sandan.models import load_tokenizer, model_init_kwargs, require_model
+    from sandan.models import load_tokenizer, require_model
     from sandan.ranking import prompt_id
     from sandan.reward import check_disjoint, evaluate_pairs, gate, init_head
     from sandan.reward_trainer import GroupedRewardTrainer
-    from sandan.training import count_dropped, train_and_save
+    from sandan.training import count_dropped, make_trl_trainer, train_and_save
 
     path = require_model(model_args.model_name_or_path, stage)
     tokenizer = load_tokenizer(path, model_args.model_revision)
-    train, held_out = load_data(data, stage, columns=[("prompt", "chosen", "rejected"), ("chosen", "rejected")])
+    train, held_out = load_data(data, stage, COLUMNS)
+    if args.best_of_n_prompt_file is not None:
+        stage.add_input(args.best_of_n_prompt_file)
     held_out_rows = [] if held_out is None else held_out.to_list()
     if "prompt" in train.column_names:
         check_disjoint([prompt_id(row) for row in train], [prompt_id(row) for row in held_out_rows])
@@ -36,15 +39,7 @@ def main(args, config, model_args, data, stage):
         train = train.remove_columns("margin")
         held_out = held_out.remove_columns("margin") if held_out is not None else None
     model_args.lora_task_type = "SEQ_CLS"  # TRL's default is that of a language model
-    config.model_init_kwargs = model_init_kwargs(model_args, config.model_init_kwargs)
-    trainer = GroupedRewardTrainer(
-        path,
-        config,
-        train_dataset=train,
-        eval_dataset=held_out,
-        processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
-    )
+    trainer = make_trl_trainer(GroupedRewardTrainer, path, config, model_args, (train, held_out), tokenizer)
     if not model_args.use_peft:
         init_head(trainer.model.score, config.seed)
     dropped = count_dropped(train, trainer.train_dataset, config.max_length, "training pairs")

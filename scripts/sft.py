@@ -15,25 +15,19 @@ CPU:
 from sandan.cli import run
 
 
-def main(config, model_args, data, stage):
-    from trl import SFTTrainer, get_peft_config
+COLUMNS = [("prompt", "completion"), ("messages",), ("text",)]
 
+
+def main(config, model_args, data, stage):
     from sandan.data import load_data
-    from sandan.models import check_vocabulary, load_tokenizer, model_init_kwargs, require_model
-    from sandan.training import count_dropped, set_stop_token, train_and_save
+    from sandan.models import check_vocabulary, load_tokenizer, require_model
+    from sandan.sft_trainer import GuardedSFTTrainer
+    from sandan.training import count_dropped, make_trl_trainer, set_stop_token, train_and_save
 
     path = require_model(model_args.model_name_or_path, stage)
     tokenizer = load_tokenizer(path, model_args.model_revision)
-    train, held_out = load_data(data, stage, columns=[("prompt", "completion"), ("messages",), ("text",)])
-    config.model_init_kwargs = model_init_kwargs(model_args, config.model_init_kwargs)
-    trainer = SFTTrainer(
-        path,
-        config,
-        train_dataset=train,
-        eval_dataset=held_out,
-        processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
-    )
+    train, held_out = load_data(data, stage, COLUMNS)
+    trainer = make_trl_trainer(GuardedSFTTrainer, path, config, model_args, (train, held_out), tokenizer)
     check_vocabulary(trainer.model.config, tokenizer, path)
     set_stop_token(trainer.model, tokenizer)
     dropped = 0 if config.packing else count_dropped(train, trainer.train_dataset, config.max_length, "training rows")

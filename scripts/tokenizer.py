@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from sandan.cli import run
 
 
+COLUMNS = [("text",), ("prompt", "completion"), ("messages",)]
+
+
 @dataclass
 class TokenizerArguments:
     """What to train and where to write it."""
@@ -29,7 +32,7 @@ def main(args, data, stage):
     from sandan.data import load_data
     from sandan.tokenization import texts_of, train_tokenizer
 
-    train, held_out = load_data(data, stage, columns=[("text",), ("prompt", "completion"), ("messages",)])
+    train, held_out = load_data(data, stage, COLUMNS)
     tokenizer = train_tokenizer(texts_of(train), args.vocab_size)
     tokenizer.save_pretrained(stage.output_dir)
     texts = list(texts_of(held_out if held_out is not None else train.select(range(min(len(train), 1000)))))

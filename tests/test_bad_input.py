@@ -16,15 +16,18 @@ from sandan.tokenization import train_tokenizer
 pytestmark = pytest.mark.slow
 
 RECIPES = ROOT / "recipes" / "tiny"
-ROWS = [{"prompt": [{"role": "user", "content": "Q"}], "completion": [{"role": "assistant", "content": "A"}]}] * 8
+ROWS = [
+    {"prompt": [{"role": "user", "content": f"Q{n}"}], "completion": [{"role": "assistant", "content": "A"}]}
+    for n in range(16)
+]
 
 
 @pytest.fixture
 def here(tmp_path, tokenizer, model):
     """A folder with good data and an earlier stage's model, as the tiny recipes name them."""
     (tmp_path / "data").mkdir()
-    for name in ("sft", "sft_eval"):
-        write_jsonl(tmp_path / "data" / f"{name}.jsonl", ROWS)
+    for name, rows in (("sft", ROWS[:8]), ("sft_eval", ROWS[8:])):
+        write_jsonl(tmp_path / "data" / f"{name}.jsonl", rows)
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "outputs" / "tiny" / "pretrain")
     return tmp_path

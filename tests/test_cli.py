@@ -1,6 +1,8 @@
 """The command line of every script: help at once, exit codes, one line for a mistake."""
 
+import errno
 import re
+import signal
 import sys
 
 import pytest
@@ -65,7 +67,14 @@ def arguments(monkeypatch):
     return Arguments
 
 
-@pytest.mark.parametrize("error, code", [(UserError("no"), 2), (GateError("score 0.1, needed 0.2"), 1)])
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (UserError("no"), 2),
+        (GateError("score 0.1, needed 0.2"), 1),
+        (FloatingPointError("step 3: not finite"), 1),
+    ],
+)
 def test_errors_on_purpose_set_the_exit_code(error, code, arguments, monkeypatch, capsys, tmp_path):
     def main(args, stage):
         raise error
@@ -89,3 +98,46 @@ def test_other_ranks_keep_quiet(arguments, monkeypatch, capsys, tmp_path):
 def test_success_names_the_next_command(arguments, monkeypatch, capsys, tmp_path):
     output = run_here(lambda args, stage: stage.finish({}), monkeypatch, capsys, tmp_path, arguments).out
     assert output.splitlines()[-1] == "next: make reward RECIPE=toy"
+
+
+def test_a_signal_ends_a_stage_with_the_code_for_trying_again(arguments, monkeypatch, capsys, tmp_path):
+    def main(args, stage):
+        (stage.output_dir / "result.json").write_text("{}")
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        run_here(main, monkeypatch, capsys, tmp_path, arguments)
+    assert caught.value.code == 75
+    assert capsys.readouterr().err == "stopped by SIGTERM; the same command goes on\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    "error, wanted",
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a.bin"),
+            "error: a.bin: cannot be read or written: No space",
+        ),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos"),
+            "could not be written to its end",
+        ),
+    ],
+)
+def test_a_full_disk_is_one_line(error, wanted, arguments, monkeypatch, capsys, tmp_path):
+    def main(args, stage):
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_here(main, monkeypatch, capsys, tmp_path, arguments)
+    assert caught.value.code == 2 and wanted in capsys.readouterr().err
+
+
+def test_a_fault_of_the_program_keeps_its_traceback_and_says_how_to_report_it(
+    arguments, monkeypatch, capsys, tmp_path, caplog
+):
+    with pytest.raises(ZeroDivisionError):
+        run_here(lambda args, stage: 1 / 0, monkeypatch, capsys, tmp_path, arguments)
+    assert "Please report it" in caplog.text

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
+import yaml
 from conftest import ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from trl import ModelConfig, SFTConfig
 
 import sandan.cli
@@ -64,7 +67,7 @@ def specs_of(script, monkeypatch):
     captured = []
     monkeypatch.setattr(sandan.cli, "run", lambda main, *specs: captured.extend(specs))
     runpy.run_path(str(script), run_name="__main__")
-    return [sandan.cli._load(spec) for spec in captured]
+    return [*(sandan.cli._load(spec) for spec in captured), sandan.cli._run_options(captured)]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -265,3 +268,39 @@ def test_value_keeps_the_type_that_fits_exactly(value, hint, wanted):
 )
 def test_mistakes_in_the_fields_of_trl(line, wanted, refusal):
     assert wanted in refusal(f"{CPU}{line}\n", types=(SFTConfig, ModelConfig, DataArguments))
+
+
+WORDS = st.sampled_from(
+    ["seed", "learning_rate", "max_length", "files", "tied", "objective", "schedule", "x", "1", "<<", "~"]
+)
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.dates()
+VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(WORDS, inner, max_size=2))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.binary(max_size=60)
+    | st.dictionaries(WORDS, VALUES, max_size=3).map(lambda one: yaml.dump(one).encode())
+)
+def test_any_recipe_is_settings_or_one_line(content, tmp_path):
+    path = tmp_path / "stage.yaml"
+    path.write_bytes(content)
+    try:
+        (values,) = StrictParser([Arguments]).parse(["--config", str(path)])
+    except UserError as error:
+        assert "\n" not in str(error) and "stage.yaml" in str(error)
+    else:
+        assert isinstance(values, Arguments)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    argv=st.lists(
+        st.text(max_size=6) | WORDS.map("--{}".format) | st.sampled_from(["--seed=1", "--", "-x"]), max_size=4
+    )
+)
+def test_any_command_line_is_settings_or_one_line(argv):
+    try:
+        StrictParser([Arguments]).parse(argv)
+    except UserError as error:
+        assert "\n" not in str(error)

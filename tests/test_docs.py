@@ -27,6 +27,9 @@ DOCUMENTS = [
     "README.ja.md",
     "data/README.md",
     "docs/ppo.md",
+    "docs/reliability.md",
+    "docs/bad_inputs.md",
+    "SECURITY.md",
     *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/*/README.md")),
 ]
 SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
@@ -125,7 +128,7 @@ def specs(monkeypatch):
         captured = []
         monkeypatch.setattr(sandan.cli, "run", lambda main, *dataclasses: captured.extend(dataclasses))
         runpy.run_path(str(ROOT / "scripts" / f"{script}.py"), run_name="__main__")
-        return [sandan.cli._load(spec) for spec in captured]
+        return [*(sandan.cli._load(spec) for spec in captured), sandan.cli._run_options(captured)]
 
     return capture
 
@@ -135,6 +138,8 @@ def launched(words, checkout):
     assert words[1] == "launch"
     assert words[2] == "--config_file"
     load_config_from_file(str(checkout / words[3]))
+    # Without it the launcher prints a traceback of its own below the script's one line.
+    words = [word for word in words if word != "--quiet"]
     script = Path(words[4])
     assert script.parent == Path("scripts")
     assert script.stem in SCRIPTS

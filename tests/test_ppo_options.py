@@ -16,11 +16,11 @@ from test_ppo_trainer import ONE, assert_equal_weights, share_of_w5, updates, we
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from sandan import PPOConfig, PPOTrainer
-from sandan.errors import GateError
+from sandan import PPOConfig, PPOTrainer, interruption
+from sandan.checkpoints import newest_whole
+from sandan.errors import GateError, Interrupted
 from sandan.generation import Completion
 from sandan.ppo import watch
-from sandan.ppo.checkpoints import last_whole_checkpoint
 from sandan.ppo.samples import samples_table
 from sandan.watch import Finding, findings
 
@@ -369,6 +369,7 @@ def resumable(folder, reward=share_of_w5, **kwargs):
         reward,
         PPOConfig(str(folder), use_cpu=True, report_to="none", disable_tqdm=True, **settings | kwargs),
         train_dataset=base.make_dataset(12),
+        eval_dataset=base.make_dataset(6),
         processing_class=base.make_tokenizer(),
     )
 
@@ -450,9 +451,9 @@ def test_a_run_killed_anywhere_goes_on_as_if_it_had_not_been(tmp_path):
     whole.train()
     assert {log["policy/epochs_used"] for log in updates(whole)} != {2}  # some steps were skipped
     for moment in MOMENTS:
-        checkpoint = last_whole_checkpoint(tmp_path / moment)
+        checkpoint = newest_whole(tmp_path / moment)
         assert Path(checkpoint).name == "checkpoint-8"
-        assert (tmp_path / moment / "checkpoint-12").exists() is (moment == "save")
+        assert (tmp_path / moment / ".saving" / "checkpoint-12").exists() is (moment == "save")
         resumed = resumable(tmp_path / moment)
         resumed.train(resume_from_checkpoint=True)
         assert_equal_weights(weights(whole), weights(resumed))
@@ -473,6 +474,35 @@ def test_every_option_resumes_exactly(tmp_path, step):
     assert timeless(whole) == timeless(resumed)
     for one, other in zip(whole.policy_average.average, resumed.policy_average.average, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("moment", ["rollout", "evaluation"])
+def test_a_signal_ends_a_rollout_or_an_evaluation_at_once_and_nothing_is_lost(tmp_path, moment):
+    options = {"eval_strategy": "steps", "eval_steps": 4, "local_rollout_forward_batch_size": 2}
+    whole = resumable(tmp_path / "whole", **options)
+    whole.train()
+    stopped = resumable(tmp_path / "run", **options)
+    evaluate, sample, phase = stopped.evaluation_loop, stopped.sample, ["rollout"]
+
+    def evaluation_loop(*args, **kwargs):
+        phase[0] = "evaluation"
+        output = evaluate(*args, **kwargs)
+        phase[0] = "rollout"
+        return output
+
+    def interrupted(*args, **kwargs):
+        if phase[0] == moment and stopped.state.global_step == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return sample(*args, **kwargs)
+
+    stopped.evaluation_loop, stopped.sample = evaluation_loop, interrupted
+    with interruption.handled(), pytest.raises(Interrupted):
+        stopped.train()
+    assert newest_whole(tmp_path / "run").name == "checkpoint-8"
+    resumed = resumable(tmp_path / "run", **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert_equal_weights(weights(whole), weights(resumed))
+    assert timeless(whole) == timeless(resumed)
 
 
 def test_a_run_without_a_whole_checkpoint_says_so(tiny, tmp_path):

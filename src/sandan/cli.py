@@ -1,14 +1,21 @@
 """The one entry point of every `scripts/<stage>.py`: parse, open the stage, run it, turn mistakes into one line."""
 
+import contextlib
 import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
-from .errors import GateError, UserError
-from .stage import Stage, effective_config, is_main_process
+from . import interruption
+from .checkpoints import disk_problem
+from .errors import GateError, Interrupted, UserError
+from .stage import RunArguments, Stage, TrainingRunArguments, effective_config, is_main_process
+
+
+REPORT = "the traceback below, the command, and the folder's recipe.yaml (SECURITY.md, if it is about security)"
 
 
 def run(main: Callable[..., None], *dataclass_specs: str | type) -> None:
@@ -19,7 +26,8 @@ def run(main: Callable[..., None], *dataclass_specs: str | type) -> None:
         dataclass_specs: dataclasses, or `"module:Class"` for those whose import takes seconds (they hold
             `transformers.TrainingArguments`): `--help` names them, `--help_all` imports them and lists their fields.
 
-    Exit codes: 0 done, 1 a gate was not reached or the program failed, 2 a mistake the user can mend.
+    Exit codes: 0 done, 1 a gate was not reached, training diverged or the program failed, 2 a mistake the user can
+    mend, 75 stopped by SIGTERM or SIGINT (the same command goes on).
     """
     # Set before any Hugging Face import reads them.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -27,12 +35,31 @@ def run(main: Callable[..., None], *dataclass_specs: str | type) -> None:
     logging.basicConfig(level=logging.INFO if is_main_process() else logging.ERROR, format="%(message)s")
     for noisy in ("httpx", "httpcore", "filelock", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    guarded(lambda: _run(main, dataclass_specs, sys.argv[1:]))
+
+
+def guarded(action: Callable[[], None]) -> None:
+    """Call `action`; what ends it early becomes one line and an exit code, as [`run`] says."""
     try:
-        _run(main, dataclass_specs, sys.argv[1:])
-    except (UserError, GateError) as error:
-        if is_main_process():
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        with interruption.handled():
+            action()
+    except Interrupted as error:
+        _leave(f"stopped by {error}; the same command goes on", interruption.REQUEUE_EXIT_CODE)
+    except (GateError, FloatingPointError) as error:
+        _leave(f"error: {error}", 1)
+    except UserError as error:
+        _leave(f"error: {error}", 2)
+    except Exception as error:
+        if (problem := disk_problem(error)) is None:
+            logging.getLogger(__name__).error("This is a fault of the program. Please report it: %s", REPORT)
+            raise
+        _leave(f"error: {getattr(error, 'filename', None) or 'a file'}: cannot be read or written: {problem}", 2)
+
+
+def _leave(line: str, code: int) -> NoReturn:
+    if is_main_process():
+        print(line, file=sys.stderr)
+    sys.exit(code)
 
 
 def _run(main: Callable[..., None], dataclass_specs: tuple[str | type, ...], argv: list[str]) -> None:
@@ -42,25 +69,69 @@ def _run(main: Callable[..., None], dataclass_specs: tuple[str | type, ...], arg
         return
     from .config import StrictParser, split_config_option
 
-    values = StrictParser(_load(spec) for spec in dataclass_specs).parse(argv)
+    parser = StrictParser([*(_load(spec) for spec in dataclass_specs), _run_options(dataclass_specs)])
+    *values, options = parser.parse(argv)
     config_path, _ = split_config_option(argv)
-    config = effective_config(values)
+    config = effective_config((*values, options))
     if not config.get("output_dir"):
         raise UserError("--output_dir: missing; the convention is outputs/<recipe>/<stage>")
     output_dir = Path(config["output_dir"])
     name = Path(config_path).stem if config_path else output_dir.name
     recipe = Path(config_path).resolve().parent.name if config_path else output_dir.resolve().parent.name
     recipe_dir = Path(config_path).parent if config_path else None
-    stage = Stage(name, recipe, output_dir, config.get("seed", 0), config, recipe_dir=recipe_dir).open()
-    try:
-        main(*values, stage)
-    except UserError:
-        stage.restore()
-        raise
+    stage = Stage(name, recipe, output_dir, config.get("seed", 0), config, recipe_dir=recipe_dir, run=options)
+    if options.dry_run:
+        from .dry_run import DryRun
+
+        print(DryRun(stage, values, parser.origins, main.__globals__.get("COLUMNS")).report())
+        return
+    kind = Path(main.__code__.co_filename).stem + ("_mlm" if config.get("objective") == "mlm" else "")
+    with pushed(stage, kind, values):
+        stage.open()
+        try:
+            main(*values, stage)
+        except (UserError, Interrupted):
+            stage.restore()
+            raise
     if is_main_process():
         print(f"{stage.name}: done, see {stage.output_dir}/result.json")
         if stage.next_command():
             print(f"next: {stage.next_command()}")
+
+
+@contextlib.contextmanager
+def pushed(stage: Stage, kind: str, values: Sequence[Any]) -> Iterator[None]:
+    """Push the stage's folder after the block, if its settings say `push_to_hub`; rights are checked before it.
+
+    Trainer's own push is off: it would upload pickled files, and before the run is known to be whole.
+    """
+    if not stage.config.get("push_to_hub"):
+        yield
+        return
+    from huggingface_hub import HfApi
+
+    from .publish import check_rights, one_stage, push, refuse_secrets
+    from .stage import read_result
+
+    for value in values:
+        if hasattr(value, "push_to_hub"):
+            value.push_to_hub = False
+    api, repo_id = HfApi(), stage.config.get("hub_model_id")
+    if is_main_process():
+        check_rights(repo_id, api)
+    yield
+    if is_main_process():
+        results = {kind: read_result(stage.output_dir)}
+        repository = one_stage(stage.output_dir, repo_id, results, kind, None)
+        refuse_secrets(repository)
+        push([repository], stage.config.get("hub_private_repo") is False, api, logging.getLogger(__name__).info)
+
+
+def _run_options(dataclass_specs: Sequence[str | type]) -> type[RunArguments]:
+    """Options of every stage, or of one that trains. Told by names: importing the trainers' dataclasses takes seconds."""
+    trainers = ("TrainingArguments", "SFTConfig", "RewardConfig", "PPOConfig")
+    trains = any(isinstance(spec, str) and spec.endswith(trainers) for spec in dataclass_specs)
+    return TrainingRunArguments if trains else RunArguments
 
 
 def _load(spec: str | type) -> type:
@@ -75,6 +146,7 @@ def _help(main: Callable[..., None], dataclass_specs: tuple[str | type, ...], ev
 
     heavy = [spec for spec in dataclass_specs if isinstance(spec, str)]
     shown = [_load(spec) for spec in dataclass_specs if everything or spec not in heavy]
+    shown.append(_run_options(dataclass_specs))
     parser = StrictParser(shown, description=None, add_help=False)
     text = f"{sys.modules[main.__module__].__doc__.strip()}\n\n{parser.format_help()}"
     if heavy and not everything:

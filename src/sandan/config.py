@@ -46,6 +46,20 @@ REMOVED_KEYS = {
 }
 TOKEN_KEYS = {"hub_token", "token", "hf_token", "push_to_hub_token"}
 
+# Settings that a stage cannot be trusted with: the values that may be given, and what to do instead.
+REFUSED = {
+    "enable_jit_checkpoint": (
+        (False,),
+        "it saves in the middle of a step, and dropout then resumes otherwise; SIGTERM is handled here after the step",
+    ),
+    "logging_nan_inf_filter": ((False,), "it hides losses that are not finite; a run stops at one here"),
+    "resume_from_checkpoint": ((None,), "use resume: auto, never, or a checkpoint's folder"),
+    "save_only_model": ((False,), "such a checkpoint cannot be resumed; the final model is saved alone anyway"),
+    "hub_always_push": ((False,), "a stage is pushed once, when it is finished"),
+    "hub_strategy": (("end", "every_save"), "a stage is pushed once, when it is finished; checkpoints stay here"),
+    "trust_remote_code": ((False,), "no code from the Hub is run; use an architecture of transformers"),
+}
+
 # Smallest value of numbers whose type alone would let nonsense through.
 SMALLEST = {
     "per_device_train_batch_size": 1,
@@ -75,6 +89,8 @@ class StrictParser(TrlParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(list(dataclass_types), **kwargs)
         self.hints: dict[str, Any] = {}
+        # Where each value that was given came from; whatever is not here is a default.
+        self.origins: dict[str, str] = {}
         for dataclass_type in self.dataclass_types:
             self.hints |= {
                 name: hint
@@ -115,7 +131,12 @@ class StrictParser(TrlParser):
         given = {argument.removeprefix("--").partition("=")[0].replace("-", "_") for argument in arguments}
         for key, value in vars(namespace).items():
             from_file = key in lines and key not in given
-            _check_value(value, key, f"{config_path}:{lines[key]}: {key}" if from_file else f"command line: --{key}")
+            where = f"{config_path}:{lines[key]}: {key}" if from_file else f"command line: --{key}"
+            if from_file or key in given:
+                self.origins[key] = f"{config_path}:{lines[key]}" if from_file else "command line"
+            _check_value(value, key, where)
+            if key in REFUSED and (from_file or key in given) and value not in REFUSED[key][0]:
+                raise UserError(f"{where}: {value}: refused: {REFUSED[key][1]}")
         try:
             return self.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)
         except (ValueError, TypeError, ImportError) as error:
@@ -186,7 +207,8 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{path}{line}: not valid YAML: {problem}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of `key: value` lines, found {type(values).__name__}")
     return values, {key.value: key.start_mark.line + 1 for key, _ in root.value}

@@ -6,22 +6,36 @@ A recipe names its data as TRL does (`datasets:` with `path`, `name`, `data_file
 """
 
 import glob
-import gzip
 import hashlib
+import heapq
 import json
 import logging
 import re
-import zlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate import PartialState
 from trl import DatasetMixtureConfig
 from trl.scripts.utils import DatasetConfig
 
 from .errors import UserError
-from .stage import Stage
+from .stage import GOOD_ROWS, Stage, is_main_process
+from .validation import (
+    SHOWN_PROBLEMS,
+    Findings,
+    Problem,
+    RowChecker,
+    RowHashes,
+    describe_columns,
+    leaked,
+    read_rows,
+    repeated,
+    scan_file,
+)
 
 
 if TYPE_CHECKING:
@@ -30,9 +44,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-SHOWN_PROBLEMS = 20
-CONVERSATIONS = ("messages", "prompt", "completion", "chosen", "rejected")
-WRITTEN_BY_PEOPLE = ("text", "messages", "prompt", "completion")
 STREAM_HELD_OUT_ROWS = 500
 
 
@@ -56,6 +67,13 @@ class DataArguments(DatasetMixtureConfig):
     as_chat: bool = field(
         default=False,
         metadata={"help": "Turn text prompts and answers into chat turns (`Human:`/`Assistant:` dialogues too)."},
+    )
+    skip_bad_rows: bool = field(
+        default=False,
+        metadata={"help": "Leave out rows with problems, and count them in result.json, instead of stopping."},
+    )
+    allow_repeats: bool = field(
+        default=False, metadata={"help": "Texts and answers that are there twice are meant to be: only count them."}
     )
 
     def __post_init__(self):
@@ -95,14 +113,123 @@ def load_data(
     """
     if not args.datasets:
         raise UserError("datasets: missing; name data in the recipe or give --data_files FILE")
-    train, held_out = _load_mixture(args, stage, columns), None
+    check_files(args, stage, columns)
+    skip, held_out = args.skip_bad_rows, None
+    train = _load_mixture(args, stage, columns, skip)
     if args.eval_datasets:
-        held_out = _load_mixture(DatasetMixtureConfig(datasets=args.eval_datasets), stage, columns)
+        held_out = _load_mixture(DatasetMixtureConfig(datasets=args.eval_datasets), stage, columns, skip)
     elif args.held_out_share:
         train, held_out = _hold_out(train, args.held_out_share)
     if args.as_chat:
         train, held_out = (part and part.map(as_chat) for part in (train, held_out))
     return train, held_out
+
+
+def check_files(args: DataArguments, stage: Stage, columns: Sequence[Sequence[str]]) -> None:
+    """Read every local JSONL file row by row, in constant memory, and record every local file in the lineage.
+
+    With `skip_bad_rows` the sources of `args` become copies without the bad rows, in `output_dir`.
+
+    Raises:
+        UserError: the first problem as `file:line: column: problem`, how many there are of which kind; the first 20
+            are logged.
+    """
+    findings, parts = Findings(), {}
+    for name, sources in (("train", args.datasets), ("eval", args.eval_datasets)):
+        parts[name] = hashes = RowHashes()
+        for file in _check_local_files(sources, stage, columns):
+            if not scan_file(file, columns, findings, hashes) and not findings.shown:
+                raise UserError(f"{file}: empty; expected one JSON object a line with {describe_columns(columns)}")
+    left_out: dict[str, set[int]] = {"train": set(), "eval": set()}
+    for name, hashes in parts.items():
+        refused = hashes.answered and not args.allow_repeats
+        found = repeated(hashes) if refused else ()
+        found = chain(found, leaked(hashes, parts["eval"]) if name == "train" else ())
+        _note(hashes, found, findings, left_out[name] if args.skip_bad_rows else None)
+        stage.notes[f"{name}_rows_read"] = hashes.rows
+        if not refused and (count := sum(1 for _ in hashes.repeats())):
+            stage.notes[f"{name}_rows_repeated"] = count
+    if not args.skip_bad_rows:
+        findings.refuse()
+    elif findings.shown:
+        stage.notes["rows_skipped"] = dict(findings.kinds)
+        for line in findings.shown:
+            logger.warning("skipped: %s", line)
+        for name, sources in (("train", args.datasets), ("eval", args.eval_datasets)):
+            _copy_good_rows(sources, stage, columns, parts[name], left_out[name])
+
+
+def _check_local_files(sources: Sequence[DatasetConfig], stage: Stage, columns: Sequence[Sequence[str]]) -> list[str]:
+    """The local JSONL files of `sources`; all local files are there, not empty and in the lineage."""
+    jsonl = []
+    for source in sources:
+        for file in local_files(source):
+            if Path(stage.add_input(file)).is_dir():
+                raise UserError(f"{file}: is a folder; name its files, as in {file}/*.jsonl")
+            if Path(file).stat().st_size == 0:
+                raise UserError(f"{file}: empty; expected {describe_columns(columns)}")
+            if is_jsonl(file):
+                jsonl.append(file)
+    return list(dict.fromkeys(jsonl))
+
+
+def is_jsonl(file: str) -> bool:
+    return Path(file.removesuffix(".gz")).suffix == ".jsonl"
+
+
+def _note(
+    hashes: RowHashes, found: Iterable[tuple[int, Problem]], findings: Findings, left_out: set[int] | None
+) -> None:
+    """Add problems that only show when rows are compared, in the order of their places.
+
+    Args:
+        left_out: gets the places of all of them; None: only the first are kept, so that memory stays small.
+    """
+    kinds: Counter = Counter()
+
+    def counted() -> Iterator[tuple[int, Problem]]:
+        for place, problem in found:
+            if left_out is None or place not in left_out:
+                kinds[problem.kind] += 1
+                yield place, problem
+            if left_out is not None:
+                left_out.add(place)
+
+    first = heapq.nsmallest(SHOWN_PROBLEMS, counted())
+    findings.kinds += kinds
+    findings.shown += [problem.at(hashes.place(place)) for place, problem in first]
+    del findings.shown[SHOWN_PROBLEMS:]
+
+
+def _copy_good_rows(
+    sources: Sequence[DatasetConfig],
+    stage: Stage,
+    columns: Sequence[Sequence[str]],
+    hashes: RowHashes,
+    left_out: set[int],
+) -> None:
+    """Let `sources` name copies of their JSONL files without the bad rows."""
+    folder = stage.output_dir / GOOD_ROWS
+    for source in sources:
+        files = local_files(source)
+        for index, file in enumerate(files):
+            if not is_jsonl(file):
+                continue
+            number = hashes.files.index(file)
+            lines = {
+                place & ((1 << hashes.LINE_BITS) - 1) for place in left_out if place >> hashes.LINE_BITS == number
+            }
+            copy = folder / f"{hashlib.sha256(file.encode()).hexdigest()[:12]}-{Path(file).name.removesuffix('.gz')}"
+            with PartialState().main_process_first():
+                if is_main_process():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    with copy.open("wb") as stream:
+                        scan_file(file, columns, Findings(), keep=stream, left_out=lines)
+            if copy.stat().st_size == 0:
+                raise UserError(f"{file}: no good row in it")
+            files[index] = str(copy)
+        if files:
+            source.data_files = files
 
 
 def _hold_out(dataset: "Dataset | IterableDataset", share: float) -> "tuple[Dataset | IterableDataset, Dataset]":
@@ -124,19 +251,13 @@ def _hold_out(dataset: "Dataset | IterableDataset", share: float) -> "tuple[Data
     return train, held_out
 
 
-def _load_mixture(mixture: DatasetMixtureConfig, stage: Stage, columns: Sequence[Sequence[str]]) -> Any:
+def _load_mixture(
+    mixture: DatasetMixtureConfig, stage: Stage, columns: Sequence[Sequence[str]], skip_bad_rows: bool
+) -> Any:
     from datasets import interleave_datasets, load_dataset
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
     from trl import get_dataset
 
-    for source in mixture.datasets:
-        for file in local_files(source):
-            if Path(stage.add_input(file)).is_dir():
-                raise UserError(f"{file}: is a folder; name its files, as in {file}/*.jsonl")
-            if Path(file).stat().st_size == 0:
-                raise UserError(f"{file}: empty; expected {describe_columns(columns)}")
-            if Path(file.removesuffix(".gz")).suffix == ".jsonl":
-                check_jsonl(file, columns)
     names = ", ".join(f"{source.path} {source.data_files or source.name or ''}".strip() for source in mixture.datasets)
     try:
         if mixture.streaming and any(source.fraction is not None for source in mixture.datasets):
@@ -158,23 +279,32 @@ def _load_mixture(mixture: DatasetMixtureConfig, stage: Stage, columns: Sequence
             raise UserError(f"{names}: no rows")
         if not any(set(wanted) <= set(dataset.column_names) for wanted in columns):
             raise UserError(f"{names}: columns {dataset.column_names}, expected {describe_columns(columns)}")
-        _refuse_nulls(dataset, next(wanted for wanted in columns if set(wanted) <= set(dataset.column_names)), names)
+        if any(not local_files(source) or not all(map(is_jsonl, local_files(source))) for source in mixture.datasets):
+            wanted = next(wanted for wanted in columns if set(wanted) <= set(dataset.column_names))
+            dataset = _check_loaded(dataset, wanted, names, stage, skip_bad_rows)
     return dataset
 
 
-def _refuse_nulls(dataset: "Dataset", wanted: Sequence[str], names: str) -> None:
-    """`datasets` fills a column that a row lacks with None; a trainer would fail on it much later."""
-    for name in wanted:
-        kind = getattr(dataset.features[name], "dtype", None)
-        if kind is not None and kind not in ("string", "large_string") and name in ("text", *CONVERSATIONS):
-            raise UserError(
-                f"{names}: column {name}: expected text{' or chat turns' * (name != 'text')}, found {kind}"
-            )
-        if not dataset.data.column(name).null_count:
-            continue
-        for number, value in enumerate(dataset[name], start=1):
-            if value is None:
-                raise UserError(f"{names}: row {number}: column {name} is empty (null)")
+def _check_loaded(
+    dataset: "Dataset", wanted: Sequence[str], names: str, stage: Stage, skip_bad_rows: bool
+) -> "Dataset":
+    """The same checks for rows that do not come from JSONL files; they have a number instead of a line."""
+    checker, findings, good = RowChecker([wanted]), Findings(), []
+    for index, row in enumerate(dataset.select_columns(list(wanted))):
+        if (problem := checker.problem(row)) is None:
+            good.append(index)
+        else:
+            findings.add(f"{names}: row {index + 1}", problem)
+    if not skip_bad_rows:
+        findings.refuse()
+    elif findings.shown:
+        stage.notes["rows_skipped"] = dict(Counter(stage.notes.get("rows_skipped", {})) + findings.kinds)
+        for line in findings.shown:
+            logger.warning("skipped: %s", line)
+        if not good:
+            raise UserError(f"{names}: no good row in it")
+        return dataset.select(good)
+    return dataset
 
 
 def local_files(source: DatasetConfig) -> list[str]:
@@ -202,93 +332,14 @@ def check_jsonl(path: str | Path, columns: Sequence[Sequence[str]] = ((),)) -> i
         columns: accepted sets of columns; each row must have all columns of one set, not null.
 
     Raises:
-        UserError: the first problems as `file:line: problem` and how many more there are.
+        UserError: the first problem as `file:line: column: problem` and how many more there are.
     """
-    rows, problems, count = 0, [], 0
-    try:
-        for line_number, problem in _jsonl_problems(path, columns):
-            if problem is None:
-                rows += 1
-                continue
-            count += 1
-            if count <= SHOWN_PROBLEMS:
-                problems.append(f"{path}:{line_number}: {problem}")
-    except (EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    if problems:
-        more = f" (and {count - 1:,} more)" if count > 1 else ""
-        for problem in problems[1:]:
-            logger.error(problem)
-        raise UserError(problems[0] + more)
+    findings = Findings()
+    rows = scan_file(path, columns, findings)
+    findings.refuse()
     if rows == 0:
         raise UserError(f"{path}: empty; expected one JSON object a line with {describe_columns(columns)}")
     return rows
-
-
-def _jsonl_problems(path: str | Path, columns: Sequence[Sequence[str]]) -> Iterator[tuple[int, str | None]]:
-    first: dict[str, type] = {}
-    opener = gzip.open if str(path).endswith(".gz") else open
-    with opener(path, "rb") as stream:
-        for line_number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError as error:
-                yield line_number, f"not UTF-8 at byte {error.start}; save the file as UTF-8"
-                continue
-            except json.JSONDecodeError as error:
-                cut = "; the line is cut off" if not line.endswith(b"\n") else ""
-                yield line_number, f"not JSON ({error.msg} at column {error.colno}){cut}"
-                continue
-            if not isinstance(row, dict):
-                yield line_number, f"expected a JSON object, found {type(row).__name__}"
-                continue
-            # Every row must have the columns of the first one, in the same form (text or turns).
-            accepted = [tuple(first)] if first else columns
-            wanted = next((one for one in accepted if all(row.get(name) is not None for name in one)), None)
-            if wanted is None:
-                shown = sorted(name if value is not None else f"{name} (null)" for name, value in row.items())
-                yield line_number, f"columns {shown}, expected {describe_columns(accepted)}"
-                continue
-            problem = None
-            if b"\\u" in line and wanted:
-                # Answers that a model sampled may hold NUL: every byte is a token of it.
-                written = [row[name] for name in wanted if name in WRITTEN_BY_PEOPLE]
-                problem = _wrong_character(written, nul=True) or _wrong_character(row, nul=False)
-            problem = problem or next((text for name in wanted if (text := _wrong_value(name, row[name]))), None)
-            for name, kind in first.items():
-                if problem is None and type(row[name]) is not kind:
-                    problem = f"{name}: {type(row[name]).__name__}, but {kind.__name__} in the rows before"
-            if not first and problem is None:
-                first = {name: type(row[name]) for name in wanted}
-            yield line_number, problem
-
-
-def _wrong_character(value: Any, nul: bool) -> str | None:
-    """What only an escape can write into JSON: half a character (no file can hold it), and NUL where `nul` is true."""
-    if isinstance(value, (dict, list)):
-        items = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-        return next((problem for item in items if (problem := _wrong_character(item, nul))), None)
-    found = re.search("[\x00\ud800-\udfff]" if nul else "[\ud800-\udfff]", value) if isinstance(value, str) else None
-    if found is None:
-        return None
-    return "holds a NUL character" if found[0] == "\0" else f"holds half a surrogate pair (\\u{ord(found[0]):x})"
-
-
-def _wrong_value(name: str, value: Any) -> str | None:
-    if name == "text" or (name in CONVERSATIONS and not isinstance(value, (str, list))):
-        return None if isinstance(value, str) else f"{name}: expected text, found {type(value).__name__}"
-    if name not in CONVERSATIONS or (isinstance(value, str) and name != "messages"):
-        return None
-    if isinstance(value, str) or not value:
-        return f"{name}: expected a list of turns, found {value!r:.40}"
-    for turn in value:
-        if not (isinstance(turn, dict) and isinstance(turn.get("role"), str) and "content" in turn):
-            return f"{name}: expected turns of role and content, found {turn!r:.40}"
-        if not isinstance(turn["content"], str) and "tool_calls" not in turn:
-            return f"{name}: content: expected text, found {turn['content']!r:.40}"
-    return None
 
 
 def read_jsonl(path: str | Path, columns: Sequence[Sequence[str]] = ((),)) -> list[dict[str, Any]]:
@@ -296,20 +347,13 @@ def read_jsonl(path: str | Path, columns: Sequence[Sequence[str]] = ((),)) -> li
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     check_jsonl(path, columns)
-    opener = gzip.open if str(path).endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8-sig") as stream:
-        return [json.loads(line) for line in stream if line.strip()]
+    return [row for _, row, _, _ in read_rows(path)]
 
 
 def write_jsonl(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows as UTF-8 JSON lines."""
     with open(path, "w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def describe_columns(columns: Sequence[Sequence[str]]) -> str:
-    """`("prompt", "completion"), ("messages",)` -> `prompt and completion, or messages`."""
-    return ", or ".join(" and ".join(wanted) for wanted in columns) or "any columns"
 
 
 def first_user_text(row: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The two ways a stage ends early on purpose."""
+"""The ways a stage ends early on purpose."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class GateError(Exception):
     """A stage ran but did not reach what the next one needs. Shown as one line with the figures, exit code 1."""
+
+
+class Interrupted(BaseException):
+    """SIGTERM or SIGINT. Not an `Exception`, so that nobody's `except Exception` swallows it. Exit code 75."""

@@ -22,6 +22,10 @@ def require_model(path: str | None, stage: Stage, key: str = "model_name_or_path
         raise UserError(f"{key}: missing; name an earlier stage's folder or a Hub model")
     folder = Path(path)
     if folder.is_dir():
+        if folder.resolve() == stage.output_dir.resolve():
+            raise UserError(
+                f"{path}: {key}: is the output_dir too; the model would be overwritten by its own successor"
+            )
         if key.startswith("tokenizer"):
             wanted = ("tokenizer_config.json", "config.json")
         else:
@@ -47,8 +51,8 @@ def load_tokenizer(path: str, revision: str = "main", padding_side: str = "right
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side=padding_side)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no tokenizer can be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # the Rust tokenizers raise bare exceptions
+        raise UserError(f"{path}: no tokenizer can be loaded: {first_line(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -79,6 +83,8 @@ def model_init_kwargs(model_args: "ModelConfig", extra: dict[str, Any] | None = 
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
+        # Never weights in a pickle, which could run code.
+        "use_safetensors": True,
         **(extra or {}),
     }
 
@@ -112,12 +118,26 @@ def load_reward_model(path: str, device: str | None = None) -> "PreTrainedModel"
     return _load(AutoModelForSequenceClassification, path, device, num_labels=1)
 
 
-def _load(auto_model: Any, path: str, device: str | None, **kwargs) -> "PreTrainedModel":
-    from accelerate import PartialState
+def load_model(auto_model: Any, path: str, **kwargs) -> "PreTrainedModel":
+    """`auto_model.from_pretrained` from safetensors.
+
+    Raises:
+        UserError: if no such model can be loaded.
+    """
     from safetensors import SafetensorError
 
     try:
-        model = auto_model.from_pretrained(path, **kwargs)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{path}: no model can be loaded: {str(error).splitlines()[0]}") from error
-    return model.to(device or PartialState().device).eval()
+        return auto_model.from_pretrained(path, **{"use_safetensors": True, **kwargs})
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path}: no model can be loaded: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, shortened to a line."""
+    return " ".join(str(error).split())[:300].strip() or type(error).__name__
+
+
+def _load(auto_model: Any, path: str, device: str | None, **kwargs) -> "PreTrainedModel":
+    from accelerate import PartialState
+
+    return load_model(auto_model, path, **kwargs).to(device or PartialState().device).eval()

@@ -14,6 +14,8 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from trl import RewardTrainer
 
+from .trainer import GuardedTrlTrainer
+
 
 class GroupedSampler(Sampler[int]):
     """Row indices, group by group, the groups in an order that is a pure function of (seed, epoch)."""
@@ -38,7 +40,7 @@ class GroupedSampler(Sampler[int]):
             yield from self.members[group]
 
 
-class GroupedRewardTrainer(RewardTrainer):
+class GroupedRewardTrainer(GuardedTrlTrainer, RewardTrainer):
     """[`trl.RewardTrainer`] that keeps rows of one `prompt_id` together and runs repeated answers once."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -36,6 +37,30 @@ CHAIN = (
 )
 VERSIONED = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "tokenizers")
 RESULT, RECIPE = "result.json", "recipe.yaml"
+# Copies of data without the rows that were skipped, for the time of the run.
+GOOD_ROWS = ".good_rows"
+
+
+@dataclass
+class RunArguments:
+    """How a stage is run; options of every script."""
+
+    dry_run: bool = field(
+        default=False, metadata={"help": "Check settings, data and disk, show what would be trained, change nothing."}
+    )
+
+
+@dataclass
+class TrainingRunArguments(RunArguments):
+    """How a stage that trains is run."""
+
+    resume: str = field(
+        default="auto",
+        metadata={"help": "Go on from: auto (the newest whole checkpoint of an unfinished run), never, or a folder."},
+    )
+    resume_with_changes: bool = field(
+        default=False, metadata={"help": "Go on from a checkpoint although settings or data have changed."}
+    )
 
 
 def is_main_process() -> bool:
@@ -54,6 +79,8 @@ class Stage:
         seed (`int`): the run's seed.
         config (`dict`): effective settings, JSON types only.
         recipe_dir (`Path`, *optional*): the folder of the recipe's YAML files.
+        run (`RunArguments`): how it is run.
+        notes (`dict`): counts of the data's checks, for `result.json`.
     """
 
     name: str
@@ -63,6 +90,8 @@ class Stage:
     config: dict[str, Any]
     inputs: dict[str, str] = field(default_factory=dict)
     recipe_dir: Path | None = None
+    run: RunArguments = field(default_factory=TrainingRunArguments)
+    notes: dict[str, Any] = field(default_factory=dict)
     started_seconds: float = field(default_factory=time.monotonic)
 
     def open(self) -> "Stage":
@@ -74,23 +103,8 @@ class Stage:
         # Only the process that writes looks: another one could meet a folder half made.
         if not is_main_process():
             return self
+        self.check_owner()
         owner = self.output_dir / RECIPE
-        if self.output_dir.is_file():
-            raise UserError(f"{self.output_dir}: is a file; give another --output_dir")
-        if self.output_dir.is_dir() and any(self.output_dir.iterdir()):
-            try:
-                found = yaml.safe_load(owner.read_text(encoding="utf-8")) if owner.is_file() else {}
-            except (ValueError, yaml.YAMLError):
-                found = {}
-            found = found if isinstance(found, dict) else {}
-            if (found.get("recipe"), found.get("stage")) != (self.recipe, self.name):
-                holds = (
-                    f"recipe {found.get('recipe')!r}, stage {found['stage']!r}" if "stage" in found else "other files"
-                )
-                raise UserError(
-                    f"{self.output_dir}: holds {holds}, not recipe {self.recipe!r}, stage {self.name!r}; "
-                    "nothing was changed: give another --output_dir or remove the folder"
-                )
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             for path in (owner, self.output_dir / RESULT):
@@ -102,6 +116,25 @@ class Stage:
                 f"{self.output_dir}: cannot be written ({error.strerror}); give another --output_dir"
             ) from None
         return self
+
+    def check_owner(self) -> None:
+        """Raise [`UserError`] if the output folder holds something that this stage of this recipe did not write."""
+        owner = self.output_dir / RECIPE
+        if self.output_dir.is_file():
+            raise UserError(f"{self.output_dir}: is a file; give another --output_dir")
+        if not self.output_dir.is_dir() or not any(self.output_dir.iterdir()):
+            return
+        try:
+            found = yaml.safe_load(owner.read_text(encoding="utf-8")) if owner.is_file() else {}
+        except (ValueError, yaml.YAMLError):
+            found = {}
+        found = found if isinstance(found, dict) else {}
+        if (found.get("recipe"), found.get("stage")) != (self.recipe, self.name):
+            holds = f"recipe {found.get('recipe')!r}, stage {found['stage']!r}" if "stage" in found else "other files"
+            raise UserError(
+                f"{self.output_dir}: holds {holds}, not recipe {self.recipe!r}, stage {self.name!r}; "
+                "nothing was changed: give another --output_dir or remove the folder"
+            )
 
     def add_input(self, path: str | Path) -> Path:
         """Record a file or an earlier stage's folder in the lineage: path -> sha256. Hub names are kept as they are.
@@ -140,9 +173,15 @@ class Stage:
             "versions": {"python": platform.python_version(), "sandan": __version__}
             | {name: metadata.version(name) for name in VERSIONED},
             "inputs": self.inputs,
+            "data": self.notes,
             "config": self.config,
         }
+        shutil.rmtree(self.output_dir / GOOD_ROWS, ignore_errors=True)
         write_text(self.output_dir / RESULT, json.dumps(result, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
+
+    def was_finished(self) -> bool:
+        """Whether the run that [`open`] found here had finished. To be asked before [`begin_writing`]."""
+        return _aside(self.output_dir / RESULT).is_file()
 
     def begin_writing(self) -> None:
         """Say that the folder's files change from here on: the earlier run's result no longer stands."""

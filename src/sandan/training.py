@@ -1,19 +1,33 @@
 """What the stages that train share: run the trainer, save a standard Hugging Face folder, report the held-out loss."""
 
+import contextlib
 import logging
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from transformers import ProgressCallback
+from trl import get_peft_config
 
-from .errors import UserError
+from . import interruption
+from .checkpoints import choose, comparable
+from .errors import Interrupted, UserError
+from .models import first_line, model_init_kwargs
+from .resources import checkpoint_bytes, model_bytes, readable_bytes
 from .stage import Stage, is_main_process
+from .trainer import on_any_rank
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.trainer_utils import TrainOutput
+    from trl import ModelConfig, RewardConfig, SFTConfig
+
+    from .trainer import ReliableTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -37,29 +51,127 @@ class ShortProgress(ProgressCallback):
             super().on_log(args, state, control, logs=shown, **kwargs)
 
 
-def train_and_save(trainer: "Trainer", stage: Stage) -> dict[str, float]:
+def make_trl_trainer(
+    trainer_class: "type[ReliableTrainer]",
+    path: str,
+    config: "SFTConfig | RewardConfig",
+    model_args: "ModelConfig",
+    datasets: "tuple[Dataset, Dataset | None]",
+    tokenizer: "PreTrainedTokenizerBase",
+) -> "ReliableTrainer":
+    """A trainer of TRL that loads its model from `path`.
+
+    Args:
+        datasets: training and held-out rows.
+
+    Raises:
+        UserError: if the model cannot be loaded, or rows and settings do not fit.
+    """
+    config.model_init_kwargs = model_init_kwargs(model_args, config.model_init_kwargs)
+    try:
+        return trainer_class(
+            path,
+            config,
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_args),
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be trained: {first_line(error)}") from error
+
+
+def train(trainer: "ReliableTrainer", stage: Stage) -> "TrainOutput":
+    """Train, from the checkpoint that `--resume` picks.
+
+    Raises:
+        UserError: if that checkpoint is of another run, or the disk has no room for a checkpoint.
+        Interrupted: after a signal, when a checkpoint has been saved.
+    """
+    trainer.identity = {"settings": comparable(stage.config), "inputs": dict(stage.inputs)}
+    start = _agreed_start(trainer, stage)
+    check_room(trainer, stage)
+    stage.begin_writing()
+    if start is not None:
+        logger.info("going on from %s", start)
+    return trainer.train(resume_from_checkpoint=start)
+
+
+def _agreed_start(trainer: "ReliableTrainer", stage: Stage) -> str | None:
+    """The checkpoint that rank 0 chooses, on all ranks."""
+    found: list = [None, None]
+    if trainer.accelerator.is_main_process:
+        try:
+            options = stage.run
+            found[0] = choose(
+                stage.output_dir,
+                options.resume,
+                trainer.run_identity(),
+                stage.was_finished(),
+                options.resume_with_changes,
+            )
+        except UserError as error:
+            found[1] = str(error)
+    start, error = broadcast_object_list(found)
+    if error is not None:
+        raise UserError(error)
+    return None if start is None else str(start)
+
+
+def check_room(trainer: "ReliableTrainer", stage: Stage) -> None:
+    """Raise [`UserError`] if the disk has no room for one checkpoint and the final model."""
+    needed = checkpoint_bytes(trainer.model) + model_bytes(trainer.model)
+    free = shutil.disk_usage(stage.output_dir).free if is_main_process() else needed
+    if on_any_rank(trainer.accelerator, free < needed):
+        raise UserError(
+            f"{stage.output_dir}: a checkpoint and the final model take about {readable_bytes(needed)}, but only "
+            f"{readable_bytes(free)} are free; make room or give another --output_dir"
+        )
+
+
+@contextlib.contextmanager
+def kept_if_interrupted(trainer: "ReliableTrainer") -> Iterator[None]:
+    """What follows training may be stopped too: the trained state is saved then, and the next run takes it from there.
+
+    (Several ranks finish what they are at, unless it evaluates: ranks that left alone would be waited for.)
+    """
+    alone = trainer.accelerator.num_processes == 1
+    try:
+        with contextlib.nullcontext() if alone else interruption.deferred():
+            yield
+    except Interrupted:
+        with interruption.deferred():
+            trainer.save_checkpoint()
+        raise
+
+
+def train_and_save(trainer: "ReliableTrainer", stage: Stage) -> dict[str, float]:
     """Train, evaluate before and after (where there are held-out rows), save model, tokenizer and training curve.
 
     Returns:
         `train_loss`, `train_seconds`, `train_steps`, and `eval_*` after training, `eval_loss_before` among them.
     """
     before = trainer.evaluate()["eval_loss"] if trainer.eval_dataset is not None else None
-    stage.begin_writing()
-    output = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    output = train(trainer, stage)
     metrics = {
-        "train_loss": output.training_loss,
+        "train_loss": trainer.mean_train_loss(),
         "train_steps": output.global_step,
         "train_seconds": round(output.metrics["train_runtime"], 2),
     }
-    if before is not None:
-        measured = trainer.evaluate()
-        metrics |= {key: value for key, value in measured.items() if not key.endswith(NOT_METRICS)}
-        metrics["eval_loss_before"] = before
+    with kept_if_interrupted(trainer):
+        if before is not None:
+            metrics |= {key: value for key, value in trainer.evaluate().items() if not key.endswith(NOT_METRICS)}
+            metrics["eval_loss_before"] = before
+        save(trainer, trainer.accelerator.unwrap_model(trainer.model), stage)
+    return metrics
+
+
+def save(trainer: "ReliableTrainer", model: "PreTrainedModel | PeftModel", stage: Stage) -> None:
+    """Save the stage's model folder: weights, tokenizer, training curve."""
     trainer.save_model()
-    merge_adapters(trainer.accelerator.unwrap_model(trainer.model), stage)
+    merge_adapters(model, stage)
     trainer.save_state()
     logger.info("saved to %s", stage.output_dir)
-    return metrics
 
 
 def merge_adapters(model: "PreTrainedModel | PeftModel", stage: Stage) -> None:

@@ -17,9 +17,6 @@ class UpdateFlow(DefaultFlowCallback):
     def __init__(self, trainer: "PPOTrainer"):
         self.trainer = trainer
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.restore_unlogged()
-
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.after_optimizer_step()
 

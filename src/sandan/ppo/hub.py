@@ -13,6 +13,7 @@ from transformers.utils import PushInProgress
 from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 
 from .. import __version__
+from ..checkpoints import ASIDE, MANIFEST
 
 
 TEMPLATE = Path(__file__).parent.parent / "templates" / "ppo_card.md.j2"
@@ -30,7 +31,7 @@ PAPER = {
 }""",
 }
 # Pickles (of optimizer, schedule and random states) and what else only a resumed run reads.
-STAYS_HOME = ("*.bin", "*.pt", "*.pth", "*.distcp", ".metadata", "ppo_state.json", "trainer_state.json")
+STAYS_HOME = ("*.bin", "*.pt", "*.pth", "*.distcp", ".metadata", "ppo_state.json", "trainer_state.json", MANIFEST)
 
 
 class PushableTrainer(Trainer):
@@ -97,7 +98,7 @@ class PushableTrainer(Trainer):
             commit_message=f"Training in progress, step {self.state.global_step}",
             token=args.hub_token,
             run_as_future=True,
-            ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*", *STAYS_HOME],
+            ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*", f"{ASIDE}/*", *STAYS_HOME],
             revision=args.hub_revision,
         )
         self.push_in_progress = PushInProgress([job])

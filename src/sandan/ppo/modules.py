@@ -179,7 +179,8 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     elif isinstance(model, PeftModel):
         model.load_adapter(str(folder), model.active_adapter, is_trainable=True)
     else:
-        model.load_state_dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())
+        stored = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+        model.load_state_dict(stored.state_dict())
 
 
 def disable_dropout(model: nn.Module) -> None:

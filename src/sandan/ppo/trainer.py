@@ -42,6 +42,7 @@ from trl.trainer.utils import use_adapter
 from ..compilation import compile_layers
 from ..decoding import Decoder, obstacle
 from ..generation import batched, pad_left, sampling_config, to_completion
+from ..trainer import leave_if_asked
 from .backbone import AdapterHead, Adapters, TrunkHead, critic_adapter, is_of_critic
 from .checkpoints import ResumableTrainer
 from .config import PPOConfig
@@ -242,7 +243,6 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         self._update_stopped = False
         self._update_metrics: dict[str, float] = {}
         self._history: list[dict[str, float]] = []
-        self._unlogged: dict[str, Any] = {}
         self._clock: tuple[float, int] | None = None
 
     def _check_options(self, optimizer: torch.optim.Optimizer | None) -> None:
@@ -600,6 +600,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
             rows: dataset rows with `input_ids`.
             seed: of the sampling (vLLM has its own); the global random state is left alone.
         """
+        leave_if_asked(self.accelerator)
         if self.vllm is not None:
             return self.vllm.sample(rows, self.state.global_step, greedy)
         args, tokenizer, device = self.args, self.processing_class, self.accelerator.device
@@ -621,6 +622,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         ):
             torch.manual_seed(seed)
             for batch in batched(rows, args.local_rollout_forward_batch_size):
+                leave_if_asked(self.accelerator)
                 ids, mask = pad_left([row[INPUT_IDS] for row in batch], tokenizer.pad_token_id)
                 output = policy.generate(
                     input_ids=ids.masked_fill(mask == 0, 0).to(device),
@@ -641,6 +643,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             for batch in batched(rows, decoder.rows):
+                leave_if_asked(self.accelerator)
                 ids, mask = pad_left([row[INPUT_IDS] for row in batch], tokenizer.pad_token_id)
                 answers = decoder.sample(
                     ids.masked_fill(mask == 0, 0).to(device),

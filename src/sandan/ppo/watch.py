@@ -4,9 +4,9 @@ import logging
 
 from transformers import TrainerCallback
 
+from ..checkpoints import newest_whole
 from ..errors import GateError
 from ..watch import findings
-from .checkpoints import last_whole_checkpoint
 
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Watch(TrainerCallback):
                 logger.warning("step %d: %s", state.global_step, finding.text)
         lost = [finding.text for finding in found if finding.collapse]
         if lost and args.stop_on_collapse:
-            checkpoint = last_whole_checkpoint(args.output_dir)
+            checkpoint = newest_whole(args.output_dir, set_aside=False)
             raise GateError(
                 f"step {state.global_step}: stopped by stop_on_collapse: {'; '.join(lost)}. Nothing of this step was "
                 f"saved; {f'the last checkpoint is {checkpoint}' if checkpoint else 'there is no checkpoint'}"

@@ -1,0 +1,93 @@
+"""What a run takes of memory and disk, estimated from the number of parameters."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+# AdamW keeps two float32 moments for each trained weight.
+OPTIMIZER_BYTES = 8
+
+
+def model_bytes(model: "nn.Module") -> int:
+    """Bytes of a model's weights in a file."""
+    return sum(one.numel() * one.element_size() for one in model.parameters())
+
+
+def checkpoint_bytes(model: "nn.Module") -> int:
+    """Bytes of a checkpoint: weights, and the optimizer's state of those that are trained."""
+    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    return model_bytes(model) + OPTIMIZER_BYTES * trained
+
+
+def activation_bytes(config: "PretrainedConfig", tokens: int, bytes_per_number: int) -> int:
+    """Bytes kept for the backward pass of a micro-batch, without activation checkpointing.
+
+    Korthikanti et al. 2022 (arXiv 2205.05198, eq. 1): 34 h a token and layer at 2 bytes a number, without the attention
+    scores, which today's kernels do not keep; and the logits with their gradient, in float32.
+
+    Args:
+        tokens: rows x length of a micro-batch.
+    """
+    layers = config.num_hidden_layers * config.hidden_size * 17 * bytes_per_number
+    return tokens * (layers + 8 * config.vocab_size)
+
+
+def readable_bytes(count: float) -> str:
+    """`1_500_000` -> `1.5 MB`."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Parameters of a stage's models, and the configuration of the one that is trained."""
+
+    trained: int
+    frozen: int
+    config: "PretrainedConfig"
+
+
+def model_size(
+    values: Sequence[Any], tokenizer: "PreTrainedTokenizerBase | None", missing: set[str]
+) -> ModelSize | None:
+    """Sizes of a stage's models, without loading them; None if they are not there yet.
+
+    Args:
+        values: the stage's parsed dataclasses.
+        missing: paths that earlier stages have yet to make.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+    from .pretraining import new_model
+
+    config = {name: value for one in values for name, value in vars(one).items()}
+    path, reward_path = config.get("model_name_or_path"), config.get("reward_model_path")
+    with torch.device("meta"):
+        if config.get("model_config") is not None:
+            own = next(one for one in values if hasattr(one, "model_config"))
+            model = None if tokenizer is None else new_model(own, tokenizer)
+            return None if model is None else ModelSize(model.num_parameters(), 0, model.config)
+        if path is None or path in missing or reward_path in missing:
+            return None
+        kind = AutoModelForMaskedLM if config.get("objective") == "mlm" else AutoModelForCausalLM
+        model = _empty_model(AutoModelForSequenceClassification if "best_of_n_gain" in config else kind, path)
+        if reward_path is None:
+            return ModelSize(model.num_parameters(), 0, model.config)
+        # Policy and critic are trained; reference and reward model are not.
+        both = model.num_parameters() + _empty_model(AutoModelForSequenceClassification, reward_path).num_parameters()
+        return ModelSize(both, both, model.config)
+
+
+def _empty_model(auto_model: Any, path: str) -> Any:
+    from transformers import AutoConfig
+
+    return auto_model.from_config(AutoConfig.from_pretrained(path))
