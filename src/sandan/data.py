@@ -194,19 +194,20 @@ def local_files(source: DatasetConfig) -> list[str]:
     ]
 
 
-def check_jsonl(path: str | Path, columns: Sequence[Sequence[str]] = ((),)) -> int:
+def check_jsonl(path: str | Path, columns: Sequence[Sequence[str]] = ((),), half_characters: bool = False) -> int:
     """Read a JSONL file (or .jsonl.gz) once, in constant memory, and return its number of rows.
 
     Args:
         path: the file.
         columns: accepted sets of columns; each row must have all columns of one set, not null.
+        half_characters: accept half surrogate pairs, which only a JSON escape can write.
 
     Raises:
         UserError: the first problems as `file:line: problem` and how many more there are.
     """
     rows, problems, count = 0, [], 0
     try:
-        for line_number, problem in _jsonl_problems(path, columns):
+        for line_number, problem in _jsonl_problems(path, columns, half_characters):
             if problem is None:
                 rows += 1
                 continue
@@ -225,7 +226,9 @@ def check_jsonl(path: str | Path, columns: Sequence[Sequence[str]] = ((),)) -> i
     return rows
 
 
-def _jsonl_problems(path: str | Path, columns: Sequence[Sequence[str]]) -> Iterator[tuple[int, str | None]]:
+def _jsonl_problems(
+    path: str | Path, columns: Sequence[Sequence[str]], half_characters: bool
+) -> Iterator[tuple[int, str | None]]:
     first: dict[str, type] = {}
     opener = gzip.open if str(path).endswith(".gz") else open
     with opener(path, "rb") as stream:
@@ -252,7 +255,7 @@ def _jsonl_problems(path: str | Path, columns: Sequence[Sequence[str]]) -> Itera
                 yield line_number, f"columns {shown}, expected {describe_columns(accepted)}"
                 continue
             problem = None
-            if b"\\u" in line and wanted:
+            if b"\\u" in line and wanted and not half_characters:
                 # Answers that a model sampled may hold NUL: every byte is a token of it.
                 written = [row[name] for name in wanted if name in WRITTEN_BY_PEOPLE]
                 problem = _wrong_character(written, nul=True) or _wrong_character(row, nul=False)
@@ -291,11 +294,13 @@ def _wrong_value(name: str, value: Any) -> str | None:
     return None
 
 
-def read_jsonl(path: str | Path, columns: Sequence[Sequence[str]] = ((),)) -> list[dict[str, Any]]:
+def read_jsonl(
+    path: str | Path, columns: Sequence[Sequence[str]] = ((),), half_characters: bool = False
+) -> list[dict[str, Any]]:
     """All rows of a (small) JSONL file, checked as in [`check_jsonl`]."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
-    check_jsonl(path, columns)
+    check_jsonl(path, columns, half_characters)
     opener = gzip.open if str(path).endswith(".gz") else open
     with opener(path, "rt", encoding="utf-8-sig") as stream:
         return [json.loads(line) for line in stream if line.strip()]
