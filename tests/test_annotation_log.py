@@ -225,8 +225,9 @@ def test_the_orders_are_stored_and_every_annotator_has_others(path):
 
 def test_every_item_is_judged_once_and_an_overlap_twice(path):
     queue = Queue(items(200), JudgementLog(path), QueueSettings(overlap_share=0.25, repeat_share=0))
-    while any([settle(queue, name) for name in ("a", "b", "c")]):
-        pass
+    for name in ("a", "b", "c"):
+        for _ in range(100):
+            settle(queue, name)
     judged = standing_judgements(queue.log.read())
     counts = {item: sum(event["item_id"] == item for event in judged) for item in queue.items}
     twice = sum(count == 2 for count in counts.values())

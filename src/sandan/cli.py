@@ -11,13 +11,14 @@ from .errors import GateError, UserError
 from .stage import Stage, effective_config, is_main_process
 
 
-def run(main: Callable[..., None], *dataclass_specs: str | type) -> None:
+def run(main: Callable[..., None], *dataclass_specs: str | type, stage: bool = True) -> None:
     """Parse the command line into `dataclass_specs` and call `main(*values, stage)`.
 
     Args:
         main: the stage. Its module's docstring opens the `--help` text.
         dataclass_specs: dataclasses, or `"module:Class"` for those whose import takes seconds (they hold
             `transformers.TrainingArguments`): `--help` names them, `--help_all` imports them and lists their fields.
+        stage: false for a program that makes no stage's folder; it is called as `main(*values)`.
 
     Exit codes: 0 done, 1 a gate was not reached or the program failed, 2 a mistake the user can mend.
     """
@@ -28,14 +29,14 @@ def run(main: Callable[..., None], *dataclass_specs: str | type) -> None:
     for noisy in ("httpx", "httpcore", "filelock", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        _run(main, dataclass_specs, sys.argv[1:])
+        _run(main, dataclass_specs, sys.argv[1:], stage)
     except (UserError, GateError) as error:
         if is_main_process():
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
 
 
-def _run(main: Callable[..., None], dataclass_specs: tuple[str | type, ...], argv: list[str]) -> None:
+def _run(main: Callable[..., None], dataclass_specs: tuple[str | type, ...], argv: list[str], is_stage: bool) -> None:
     help_wanted = {"-h", "--help", "--help_all"} & set(argv)
     if help_wanted:
         print(_help(main, dataclass_specs, everything="--help_all" in help_wanted))
@@ -43,6 +44,9 @@ def _run(main: Callable[..., None], dataclass_specs: tuple[str | type, ...], arg
     from .config import StrictParser, split_config_option
 
     values = StrictParser(_load(spec) for spec in dataclass_specs).parse(argv)
+    if not is_stage:
+        main(*values)
+        return
     config_path, _ = split_config_option(argv)
     config = effective_config(values)
     if not config.get("output_dir"):

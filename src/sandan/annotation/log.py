@@ -47,7 +47,7 @@ class JudgementLog:
         self._events: list[dict[str, Any]] = []
         self._offset, self._line_number, self._file_id = 0, 0, None
 
-    def __enter__(self) -> "JudgementLog":
+    def __enter__(self) -> "JudgementLog":  # noqa: PYI034 (Self needs Python 3.11)
         """Hold the log: nobody else appends until the end of the `with` block."""
         self._thread.acquire()
         try:
@@ -146,7 +146,7 @@ def check_event(event: Any) -> None:
     if not isinstance(event.get("annotator"), str):
         raise ValueError("no annotator")  # noqa: TRY004
     if kind in ("shown", "judgement") and not isinstance(event.get("candidates"), list):
-        raise ValueError("no candidates")  # noqa: TRY004
+        raise ValueError("no candidates")
     if kind == "judgement" and len(event.get("ranks") or ()) != len(event["candidates"]):
         raise ValueError("not one rank a candidate")
     if kind in ("skip", "undo", "shown") and not isinstance(event.get("ticket"), str):

@@ -179,13 +179,11 @@ class Queue:
 
     def _next(self, annotator: str, everyone: dict[str, Progress]) -> tuple[Item | None, int]:
         mine = everyone[annotator]
-        order = [event["item_id"] for event in mine.settled.values()]
-        for at, item_id in enumerate(order[: max(0, len(order) - self.settings.repeat_after + 1)]):
-            item = self.items.get(item_id)
-            seen = mine.done(item_id)
-            if item and len(seen) == 1 and _is_judgement(seen[0]) and self.settings.repeats(item, annotator):
-                if len(order) - at >= self.settings.repeat_after:
-                    return item, 1
+        settled = [event["item_id"] for event in mine.settled.values()]
+        for name in settled[: max(0, len(settled) - self.settings.repeat_after + 1)]:
+            item = self.items.get(name)
+            if item and self.settings.repeats(item, annotator) and list(map(_is_judgement, mine.done(name))) == [True]:
+                return item, 1
         waiting = self.waiting(annotator, everyone)
         return (waiting[0], 0) if waiting else (None, 0)
 
