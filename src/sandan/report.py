@@ -31,6 +31,7 @@ TITLES = {
     "sft": "Supervised fine-tuning",
     "candidates": "Candidate answers",
     "rank": "Ranking",
+    "preferences": "Preferences",
     "reward": "Reward model",
     "ppo": "PPO",
     "evaluate": "Evaluation",

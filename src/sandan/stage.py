@@ -29,6 +29,7 @@ CHAIN = (
     "sft",
     "candidates",
     "rank",
+    "preferences",
     "reward",
     "ppo",
     "evaluate",
