@@ -13,6 +13,8 @@ CPU:
         --config recipes/english-small/reward.yaml
 """
 
+import json
+
 from sandan.cli import run
 
 
@@ -23,7 +25,8 @@ def main(args, config, model_args, data, stage):
     from sandan.models import load_tokenizer, model_init_kwargs, require_model
     from sandan.ranking import prompt_id
     from sandan.reward import check_disjoint, evaluate_pairs, gate, init_head
-    from sandan.reward_trainer import GroupedRewardTrainer
+    from sandan.reward_trainer import GroupedRewardTrainer, prompt_weights
+    from sandan.stage import write_text
     from sandan.training import count_dropped, train_and_save
 
     path = require_model(model_args.model_name_or_path, stage)
@@ -35,6 +38,8 @@ def main(args, config, model_args, data, stage):
     if "margin" in train.column_names and not args.use_margin:
         train = train.remove_columns("margin")
         held_out = held_out.remove_columns("margin") if held_out is not None else None
+    if args.pair_weighting == "prompt":
+        train = train.add_column("weight", prompt_weights([prompt_id(row) for row in train]))
     model_args.lora_task_type = "SEQ_CLS"  # TRL's default is that of a language model
     config.model_init_kwargs = model_init_kwargs(model_args, config.model_init_kwargs)
     trainer = GroupedRewardTrainer(
@@ -51,7 +56,9 @@ def main(args, config, model_args, data, stage):
     metrics = train_and_save(trainer, stage) | {"dropped_rows": dropped}
     model = trainer.accelerator.unwrap_model(trainer.model)
     if held_out_rows:
-        metrics |= evaluate_pairs(model, tokenizer, held_out_rows, args.oracle)
+        measured, diagnosis = evaluate_pairs(model, tokenizer, held_out_rows, args.oracle)
+        metrics |= measured
+        write_text(stage.output_dir / "diagnostics.json", json.dumps(diagnosis, indent=1, ensure_ascii=False) + "\n")
     if args.oracle != "none":
         metrics |= gate(args, model, tokenizer, path, stage)
     stage.finish(metrics, config.device.type)
