@@ -14,6 +14,7 @@ CPU:
 """
 
 from sandan.cli import run
+from sandan.overoptimisation import TrueScoreArguments
 
 
 WATCHED = (
@@ -28,7 +29,7 @@ WATCHED = (
 )
 
 
-def main(config, model_args, data, stage):
+def main(config, judge, model_args, data, stage):
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, ProgressCallback
     from trl import get_peft_config, get_quantization_config
@@ -37,6 +38,7 @@ def main(config, model_args, data, stage):
     from sandan.data import load_data
     from sandan.errors import UserError
     from sandan.models import check_same_tokens, check_vocabulary, load_tokenizer, model_init_kwargs, require_model
+    from sandan.overoptimisation import curve_metrics, ppo_curve, true_score_function
     from sandan.training import NOT_METRICS, ShortProgress, merge_adapters
 
     policy_path = require_model(model_args.model_name_or_path or config.sft_model_path, stage)
@@ -50,10 +52,14 @@ def main(config, model_args, data, stage):
     reward = AutoModelForSequenceClassification.from_pretrained(reward_path, num_labels=1, dtype=defaults["dtype"])
     check_vocabulary(policy.config, tokenizer, policy_path)
     check_vocabulary(reward.config, tokenizer, reward_path)
+    rewards, true_score = [reward], true_score_function(judge, tokenizer, stage)
+    if true_score is not None:
+        # Watched, not taught: its weight is 0.
+        rewards, config.reward_weights = [reward, true_score], [1.0, 0.0]
     try:
         trainer = PPOTrainer(
             policy,
-            reward,
+            rewards,
             config,
             train_dataset=train,
             eval_dataset=held_out,
@@ -73,6 +79,7 @@ def main(config, model_args, data, stage):
     metrics |= {"updates": trainer.args.num_total_batches, "dropped_prompts": trainer.dropped_prompts}
     if held_out is not None:
         metrics |= {key: value for key, value in trainer.evaluate().items() if not key.endswith(NOT_METRICS)}
+        metrics |= curve_metrics(ppo_curve(trainer.state.log_history))
     stage.finish(metrics, config.device.type)
 
 
@@ -88,4 +95,4 @@ def summary(history: list[dict], seconds: float) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run(main, "sandan.ppo:PPOConfig", "trl:ModelConfig", "sandan.data:DataArguments")
+    run(main, "sandan.ppo:PPOConfig", TrueScoreArguments, "trl:ModelConfig", "sandan.data:DataArguments")

@@ -22,6 +22,7 @@ def main(args, config, model_args, data, stage):
     from trl import get_peft_config
 
     from sandan.data import load_data
+    from sandan.errors import UserError
     from sandan.models import load_tokenizer, model_init_kwargs, require_model
     from sandan.ranking import prompt_id
     from sandan.reward import check_disjoint, evaluate_pairs, gate, init_head
@@ -33,12 +34,14 @@ def main(args, config, model_args, data, stage):
     tokenizer = load_tokenizer(path, model_args.model_revision)
     train, held_out = load_data(data, stage, columns=[("prompt", "chosen", "rejected"), ("chosen", "rejected")])
     held_out_rows = [] if held_out is None else held_out.to_list()
-    if "prompt" in train.column_names:
-        check_disjoint([prompt_id(row) for row in train], [prompt_id(row) for row in held_out_rows])
+    about = [name for name in ("prompt_id", "prompt") if name in train.column_names] or ["chosen"]
+    check_disjoint(train.select_columns(about).to_list(), held_out_rows)
     if "margin" in train.column_names and not args.use_margin:
         train = train.remove_columns("margin")
         held_out = held_out.remove_columns("margin") if held_out is not None else None
     if args.pair_weighting == "prompt":
+        if "prompt" not in train.column_names:
+            raise UserError("pair_weighting: prompt: the training pairs have no column prompt; use pair")
         train = train.add_column("weight", prompt_weights([prompt_id(row) for row in train]))
     model_args.lora_task_type = "SEQ_CLS"  # TRL's default is that of a language model
     config.model_init_kwargs = model_init_kwargs(model_args, config.model_init_kwargs)

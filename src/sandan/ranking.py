@@ -17,9 +17,11 @@ from .generation import Completion
 
 
 def prompt_id(row: dict[str, Any]) -> str:
-    """The row's own `prompt_id`, or a digest of its prompt."""
+    """The row's own `prompt_id`, or a digest of its prompt; "" if it has neither."""
     if row.get("prompt_id"):
         return str(row["prompt_id"])
+    if not row.get("prompt"):
+        return ""
     return hashlib.sha256(json.dumps(row["prompt"], ensure_ascii=False).encode()).hexdigest()[:16]
 
 

@@ -1,5 +1,6 @@
 """What is reported of a reward model: accuracy beside its ceiling, length bias, and the best-of-n curve."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -223,8 +224,10 @@ def gate(
     flat = [(prompt, answer) for prompt, answers in zip(prompts, sampled, strict=True) for answer in answers]
     proxy = score_completions(model, tokenizer, [prompt for prompt, _ in flat], [answer for _, answer in flat])
     true = [judge(prompt, answer.text).score for prompt, answer in flat]
-    curve = best_of_n(np.reshape(true, (-1, most)), np.reshape(proxy, (-1, most)))
-    return check_gate(curve, args.best_of_n_gain)
+    true, proxy = np.reshape(true, (-1, most)), np.reshape(proxy, (-1, most))
+    chosen = best_of_n(proxy, proxy)
+    proxies = {f"best_of_n_proxy/{n}": float(scores.mean()) for n, scores in chosen.items()}
+    return check_gate(best_of_n(true, proxy), args.best_of_n_gain) | proxies
 
 
 def text_of(answer: str | list[dict[str, str]]) -> str:
@@ -232,10 +235,18 @@ def text_of(answer: str | list[dict[str, str]]) -> str:
     return answer if isinstance(answer, str) else answer[-1]["content"]
 
 
-def check_disjoint(train_ids: Sequence[str], eval_ids: Sequence[str]) -> None:
-    """Raise [`UserError`] if a prompt is in both splits: its answers would leak."""
-    shared = set(train_ids) & set(eval_ids)
-    if shared:
-        raise UserError(
-            f"eval_data_files: {len(shared):,} prompts are in the training pairs too; split by prompt, not by pair"
-        )
+def check_disjoint(train: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]) -> None:
+    """Raise [`UserError`] if a prompt, by its `prompt_id` or by its words, is in both splits: its answers would leak."""
+    for name in (prompt_id, _prompt_words):
+        shared = set(map(name, train)) & set(map(name, held_out)) - {None, ""}
+        if shared:
+            raise UserError(
+                f"eval_data_files: {len(shared):,} prompts are in the training pairs too; split by prompt, not by pair"
+            )
+
+
+def _prompt_words(row: dict[str, Any]) -> str | None:
+    # Without a prompt of its own, a pair of conversations holds it in all turns but the last.
+    turns = row["chosen"][:-1] if isinstance(row["chosen"], list) else None
+    prompt = row.get("prompt", turns)
+    return json.dumps(prompt, ensure_ascii=False) if prompt else None
