@@ -280,7 +280,7 @@ function renderOrder() {
 }
 
 function figures({ judged, skipped, left, items_per_hour, seconds_per_item }) {
-  const figure = (value, unit) => h("span", {}, h("b", {}, String(value)), ` ${unit}`);
+  const figure = (value, unit) => h("span", {}, h("b", {}, value.toLocaleString(page.language)), ` ${unit}`);
   return h("div", { class: "figures" }, figure(judged, t("judged")), figure(left, t("left")),
     skipped ? figure(skipped, t("skipped")) : null, items_per_hour ? figure(items_per_hour, t("per_hour")) : null,
     seconds_per_item ? figure(seconds_per_item, t("each")) : null);
