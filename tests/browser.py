@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -54,6 +55,12 @@ class Server:
     def kill(self):
         self.process.kill()
         self.process.wait()
+
+    def interrupt(self):
+        """Ctrl+C: (exit code, all that it printed)."""
+        self.process.send_signal(signal.SIGINT)
+        output, _ = self.process.communicate(timeout=30)
+        return self.process.returncode, output.decode()
 
 
 class Watch:

@@ -11,7 +11,7 @@ import pytest
 from sandan.annotation.agreement import analyse, krippendorff_alpha, pairwise_agreement
 from sandan.annotation.judge import EVERY_ITEM, both_orders, connect, judge_all, parse_ranking
 from sandan.annotation.log import JudgementLog, standing_judgements
-from sandan.annotation.preferences import in_form, make_preferences, read_logs, to_text, write_dataset
+from sandan.annotation.preferences import in_form, make_preferences, push, read_logs, to_text, write_dataset
 from sandan.annotation.queue import Queue, QueueSettings, load_items
 from sandan.data import to_turns
 from sandan.errors import UserError
@@ -128,6 +128,44 @@ def test_careless_annotators_are_pointed_out():
     assert "the same ranks 100%" in remarks["lazy"]
 
 
+@pytest.fixture
+def http_server(monkeypatch):
+    """`http_server(answer)` serves JSON on loopback: `answer(path, body)` gives status and content."""
+    # huggingface_hub in offline mode refuses loopback too.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    started = []
+
+    def start(answer):
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                server.requests.append((self.path, self.headers.get("Authorization")))
+                raw = self.rfile.read(int(self.headers["Content-Length"])) if "Content-Length" in self.headers else b""
+                if self.headers.get("Transfer-Encoding") == "chunked":
+                    while size := int(self.rfile.readline(), 16):
+                        raw += self.rfile.read(size + 2)[:-2]
+                status, content = answer(self.path, raw)
+                body = json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        server.url, server.requests = f"http://127.0.0.1:{server.server_port}", []
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.shutdown()
+        server.server_close()
+
+
 # ------------------------------------------------------------------------------------------------------------ export
 
 
@@ -219,6 +257,47 @@ def test_forms_turn_into_one_another():
         to_text([{"role": "system", "content": "x"}, *dialogue])
 
 
+def test_push_makes_a_private_dataset_of_pairs_and_card_alone(log, tmp_path, monkeypatch, http_server):
+    received = []
+
+    def hub(path, body):
+        received.append((path, body))
+        if path == "/api/repos/create":
+            return 200, {"url": f"{server.url}/datasets/me/prefs", "name": "me/prefs"}
+        if path.endswith("/preupload/main"):
+            files = json.loads(body)["files"]
+            return 200, {
+                "files": [{"path": one["path"], "uploadMode": "regular", "shouldIgnore": False} for one in files]
+            }
+        if "/commit/" in path:
+            return 200, {
+                "success": True,
+                "commitOid": "0" * 40,
+                "commitUrl": f"{server.url}/datasets/me/prefs/commit/0",
+            }
+        return 200, {"errors": [], "warnings": []}
+
+    server = http_server(hub)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_token_of_the_test")
+    judgements, _ = read_logs([str(log.path)], stage_of(tmp_path))
+    splits, counts = make_preferences(judgements, "given", 0.3, 0)
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    write_dataset(splits, analyse(judgements) | counts | {"skipped": 0, "guidelines": {}}, "cc0-1.0", ["en"], folder)
+    (folder / "recipe.yaml").write_text("private: path")
+    push(folder, "me/prefs", private=True)
+    created = json.loads(next(body for path, body in received if path == "/api/repos/create"))
+    assert created.get("private") is True or created["visibility"] == "private"  # hub 1.31, hub 2.4
+    assert created["type"] == "dataset"
+    (commit,) = (body for path, body in received if "/commit/" in path)
+    sent = [json.loads(line)["value"]["path"] for line in commit.splitlines() if json.loads(line)["key"] == "file"]
+    assert sorted(sent) == ["README.md", "agreement.json", "preferences_eval.jsonl", "preferences_train.jsonl"]
+    server.shutdown()
+    with pytest.raises(UserError, match="push_to_hub: no/such/name: .*the files are in"):
+        push(folder, "no/such/name", private=True)
+
+
 def test_a_log_without_judgements_is_told(tmp_path):
     JudgementLog(tmp_path / "log.jsonl").append({"event": "skip", "ticket": "t", "annotator": "a"})
     with pytest.raises(UserError, match="no judgement that stands"):
@@ -258,37 +337,21 @@ def test_orders_that_disagree_are_a_tie():
 
 
 @pytest.fixture
-def endpoint(monkeypatch):
-    """A loopback server that speaks chat completions; `replies` says what to answer to a question."""
-    # huggingface_hub in offline mode refuses loopback too.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    seen = []
+def endpoint(http_server):
+    """A loopback server that speaks chat completions; `reply(question)` says what it answers, `seen` what it was asked."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            seen.append((self.path, self.headers.get("Authorization"), request))
-            status, text = self.server.reply(request["messages"][0]["content"])
-            body = json.dumps(
-                {"id": "1", "object": "chat.completion", "created": 1, "model": request["model"], "choices": [
-                    {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
-                 "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}
-            ).encode()  # fmt: skip
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def answer(path, body):
+        request = json.loads(body)
+        server.seen.append(request)
+        status, text = server.reply(request["messages"][0]["content"])
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        about = {"id": "1", "object": "chat.completion", "created": 1, "model": request["model"]}
+        return status, about | {"choices": [choice], "usage": usage}
 
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    server.seen, server.url = seen, f"http://127.0.0.1:{server.server_port}/v1"
-    yield server
-    server.shutdown()
-    server.server_close()
+    server = http_server(answer)
+    server.seen = []
+    return server
 
 
 def by_length(message):
@@ -316,7 +379,7 @@ def test_a_model_judges_in_both_orders_and_the_unreadable_is_left_out(endpoint, 
     monkeypatch.setenv("HF_TOKEN", "hf_must_not_leave")
     monkeypatch.setenv("SANDAN_JUDGE_API_KEY", "key")
     endpoint.reply = by_length
-    send = connect(endpoint.url, "judge-1", 64, 10.0)
+    send = connect(f"{endpoint.url}/v1", "judge-1", 64, 10.0)
     counts = judge_all(judged, "judge-1", send, "Longer is better.", "g1", None)
     assert counts == {"judged": 5, "unparsable": 1, "orders_agree": 1.0}
     judgements = standing_judgements(judged.log.read())
@@ -325,8 +388,8 @@ def test_a_model_judges_in_both_orders_and_the_unreadable_is_left_out(endpoint, 
         assert sorted(one["candidates"], key=len, reverse=True) == [
             text for _, text in sorted(zip(one["ranks"], one["candidates"], strict=True))
         ]
-    assert {(path, key) for path, key, _ in endpoint.seen} == {("/v1/chat/completions", "Bearer key")}
-    questions = [request["messages"][0]["content"].split("<answer ")[1:] for _, _, request in endpoint.seen]
+    assert set(endpoint.requests) == {("/v1/chat/completions", "Bearer key")}
+    questions = [request["messages"][0]["content"].split("<answer ")[1:] for request in endpoint.seen]
     orders = [[part.partition("\n")[2].split("\n")[0] for part in parts] for parts in questions]
     read = [order for order in orders if "what?" not in order]
     assert read[::2] == [order[::-1] for order in read[1::2]]
@@ -336,7 +399,7 @@ def test_a_model_judges_in_both_orders_and_the_unreadable_is_left_out(endpoint, 
 
 def test_a_model_that_favours_the_first_answer_gives_ties(endpoint, judged):
     endpoint.reply = lambda message: (200, " > ".join("ABC"[: message.count("<answer letter")]))
-    counts = judge_all(judged, "j", connect(endpoint.url, "m", 64, 10.0), "", "g", None)
+    counts = judge_all(judged, "j", connect(f"{endpoint.url}/v1", "m", 64, 10.0), "", "g", None)
     assert counts["orders_agree"] == 0.0
     assert all(set(one["ranks"]) == {1} for one in standing_judgements(judged.log.read()))
 
@@ -345,7 +408,7 @@ def test_an_endpoint_that_fails_is_one_line_and_loses_nothing(endpoint, judged):
     replies = iter([by_length] * 4)
     endpoint.reply = lambda message: next(replies, lambda _: (401, "no"))(message)
     with pytest.raises(UserError, match="401.*what was judged is in the log"):
-        judge_all(judged, "j", connect(endpoint.url, "m", 64, 10.0), "", "g", None)
+        judge_all(judged, "j", connect(f"{endpoint.url}/v1", "m", 64, 10.0), "", "g", None)
     assert len(judged.log.read()) >= 4
     with pytest.raises(UserError, match="what was judged is in the log"):
         judge_all(judged, "j", connect("http://127.0.0.1:9/v1", "m", 64, 2.0), "", "g", None)

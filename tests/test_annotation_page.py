@@ -170,7 +170,7 @@ def test_twenty_items_by_keyboard_alone(server, open_page, log_path):
     assert len({event["item_id"] for event in judged}) == 20
     assert {event["guidelines"] for event in judged} == {load_guidelines(None)["en"].hash}
     assert all(event["annotator_kind"] == "human" and 0 < event["seconds"] < 20 for event in judged)
-    assert re.match(r"20 judged\s*10 to go\s*\d+ an hour\s*[\d.]+ s each", page.locator(".figures").inner_text())
+    assert re.match(r"20 judged\s*10 to go\s*[\d,]+ an hour\s*[\d.]+ s each", page.locator(".figures").inner_text())
     seen = page.content() + "".join(
         answer.text() for answer in page.watch.answers if re.search("component_server|config|annotator=", answer.url)
     )
@@ -300,6 +300,10 @@ def test_kill_in_mid_ranking_loses_nothing(candidates, folder, open_page):
         last = judged_by(log_path, "yuki")[-1]
         assert (last["candidates"], last["ranks"]) == (answers, competition_ranks([1] * (len(answers) - 1) + [2]))
         assert len(judged_by(log_path, "yuki")) == 2
+        code, output = server.interrupt()
+        assert code == 0
+        assert "Traceback" not in output
+        assert f'next: make preferences RECIPE=killed ARGS="--judgement_files {log_path}"' in output
     finally:
         server.kill()
 
@@ -345,6 +349,37 @@ def test_hostile_candidates_are_text(serve_here, open_page):
     assert sorted(event["candidates"]) == sorted(
         text.replace("\ud83d", "\ufffd").replace("\udc00", "\ufffd") for text in HOSTILE
     )
+
+
+def as_shown(text):
+    """What the page makes of a text: controls, half surrogates and direction marks by their code."""
+    hidden = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
+    return re.sub(hidden, lambda match: f"U+{ord(match[0]):04X}", text)
+
+
+@needs_browser
+def test_random_text_is_shown_and_stored_as_it_is(serve_here, open_page):
+    rng = random.Random(7)
+    kinds = [(0, 0x20), (0x20, 0x7F), (0x7F, 0xA0), (0x590, 0x700), (0x2000, 0x2070), (0x3040, 0x30FF), (0xE000, 0x10000),
+             (0x1F300, 0x1FAFF), (0x10000, 0x110000)]  # fmt: skip
+    snippets = ["<b>", "&amp;", "`${x}`", "{{x}}", "</script>", "\\u0041", "%s", "'\"", "]]>", "<!--", "javascript:"]
+
+    def text():
+        drawn = [chr(rng.randrange(*rng.choice(kinds))) for _ in range(rng.randrange(1, 60))]
+        return "".join(one for part in drawn for one in (part, rng.choice(snippets) if rng.random() < 0.2 else ""))
+
+    rows = [{"prompt": text(), "candidates": [text() for _ in range(9)]} for _ in range(4)]
+    address, log_path = serve_here(rows)
+    page = open_page(f"{address}?language=en")
+    for number in range(len(rows)):
+        page.locator(".card").first.wait_for()
+        shown = next(event for event in reversed(read_lines(log_path)) if event["event"] == "shown")
+        assert answers_of(page) == [as_shown(one) for one in shown["candidates"]]
+        press_ranking(page, list(range(1, 10)))
+        page.keyboard.press("Enter")
+        wait_for_judged(page, number + 1)
+    stored = {event["prompt"]: sorted(event["candidates"]) for event in judged_by(log_path, "yuki")}
+    assert stored == {row["prompt"]: sorted(row["candidates"]) for row in rows}
 
 
 @needs_browser
