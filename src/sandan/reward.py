@@ -76,6 +76,7 @@ def pair_metrics(
     margin = np.asarray(chosen) - np.asarray(rejected)
     longer = np.asarray(chosen_tokens) - np.asarray(rejected_tokens)
     accuracy, low, high = bootstrap_interval(margin > 0, groups)
+    longer_wins, longer_low, longer_high = bootstrap_interval(np.where(longer == 0, 0.5, longer > 0), groups)
     varies = margin.std() > 0 and longer.std() > 0
     return {
         "eval_accuracy": accuracy,
@@ -83,7 +84,9 @@ def pair_metrics(
         "eval_accuracy_high": high,
         "mean_margin": float(margin.mean()),
         "length_correlation": float(np.corrcoef(margin, longer)[0, 1]) if varies else 0.0,
-        "longer_answer_accuracy": float(np.where(longer == 0, 0.5, longer > 0).mean()),
+        "longer_answer_accuracy": longer_wins,
+        "longer_answer_accuracy_low": longer_low,
+        "longer_answer_accuracy_high": longer_high,
     }
 
 
