@@ -155,7 +155,7 @@ def test_pairs_without_annotators_are_diagnosed_too():
 @pytest.mark.parametrize(
     "train, held_out",
     [
-        ({"prompt": "Q", "chosen": "a", "rejected": "b"}, {"prompt": "Q", "chosen": "c", "rejected": "d"}),
+        ({"prompt": "Q"}, {"prompt": "Q", "chosen": "c", "rejected": "d"}),
         ({"prompt": "Q", "prompt_id": "1", "chosen": "a"}, {"prompt": "Q", "prompt_id": "2", "chosen": "c"}),
         ({"prompt": "Q", "prompt_id": "1", "chosen": "a"}, {"prompt": "R", "prompt_id": "1", "chosen": "c"}),
         (

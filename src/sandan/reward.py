@@ -250,6 +250,6 @@ def check_disjoint(train: Sequence[dict[str, Any]], held_out: Sequence[dict[str,
 
 def _prompt_words(row: dict[str, Any]) -> str | None:
     # Without a prompt of its own, a pair of conversations holds it in all turns but the last.
-    turns = row["chosen"][:-1] if isinstance(row["chosen"], list) else None
-    prompt = row.get("prompt", turns)
+    chosen = row.get("chosen")
+    prompt = row.get("prompt", chosen[:-1] if isinstance(chosen, list) else None)
     return json.dumps(prompt, ensure_ascii=False) if prompt else None
