@@ -311,6 +311,18 @@ def test_a_skipped_item_goes_to_somebody_else(queue):
     assert queue.current("b")["item_id"] == shown["item_id"]
 
 
+def test_what_a_model_judged_still_wants_people(path):
+    machine = QueueSettings(overlap_share=1, overlap_annotators=99, repeat_share=0, annotator_kind="machine")
+    judge = Queue(items(), JudgementLog(path), machine)
+    while settle(judge, "judge"):
+        pass
+    people = Queue(items(), JudgementLog(path), QueueSettings(overlap_share=0, repeat_share=0))
+    while settle(people, "yuki"):
+        pass
+    kinds = [event["annotator_kind"] for event in standing_judgements(lines(path))]
+    assert kinds == ["machine"] * 10 + ["human"] * 10
+
+
 def test_another_server_continues_where_the_log_ends(queue, path):
     settle(queue, "a")
     shown = queue.current("a")

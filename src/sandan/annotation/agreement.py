@@ -90,11 +90,12 @@ def krippendorff_alpha(
     for judgement in judgements:
         for answer, rank in zip(judgement["candidates"], judgement["ranks"], strict=True):
             units[judgement["prompt_id"]][answer].append(rank)
+    values = max((rank for answers in units.values() for ranks in answers.values() for rank in ranks), default=1)
     matrices, count = [], 0
     for answers in units.values():
         shared = [ranks for ranks in answers.values() if len(ranks) > 1]
         if shared:
-            matrices.append(sum(_coincidences(ranks) for ranks in shared))
+            matrices.append(sum(_coincidences(ranks, values) for ranks in shared))
             count += len(shared)
     if not matrices:
         return None
@@ -105,9 +106,9 @@ def krippendorff_alpha(
     return {"mean": float(ordinal_alpha(coincidences.sum(0))), "low": float(low), "high": float(high), "count": count}
 
 
-def _coincidences(ranks: Sequence[int], values: int = 9) -> np.ndarray:
+def _coincidences(ranks: Sequence[int], values: int) -> np.ndarray:
     """How often each two values meet within one unit, `(values, values)`, each annotator counting once."""
-    counts = np.bincount(np.asarray(ranks) - 1, minlength=values)[:values].astype(float)
+    counts = np.bincount(np.asarray(ranks) - 1, minlength=values).astype(float)
     return (np.outer(counts, counts) - np.diag(counts)) / (len(ranks) - 1)
 
 
@@ -185,7 +186,7 @@ def annotator_row(name: str, own: Sequence[dict[str, Any]], comparisons: Sequenc
     pairs = [ranks for one in own for ranks in itertools.combinations(one["ranks"], 2)]
     return {
         "annotator": name,
-        "kind": own[-1].get("annotator_kind", "simulated"),
+        "kind": own[-1].get("annotator_kind", "unknown"),
         "judgements": len(own),
         "seconds": statistics.median(seconds) if seconds else None,
         "agreement": pairwise_agreement([one for one in comparisons if name in one[1:3]]),

@@ -18,7 +18,7 @@ from .queue import Item, Queue, QueueSettings
 logger = logging.getLogger(__name__)
 
 # Everything is asked of a model, whoever has judged it already.
-EVERY_ITEM = QueueSettings(overlap_share=1.0, overlap_annotators=1_000_000, repeat_share=0.0)
+EVERY_ITEM = QueueSettings(overlap_share=1.0, overlap_annotators=1_000_000, repeat_share=0.0, annotator_kind="machine")
 QUESTION = """Rank the answers to the last message of this conversation from best to worst.
 
 {guidelines}
@@ -120,12 +120,11 @@ def judge_all(
     while (most is None or sum(counts.values()) < most) and (shown := queue.current(name)):
         item = queue.items[shown["item_id"]]
         found = both_orders(lambda texts, item=item: send(question(item, texts, guidelines)), shown["candidates"])
-        about = {"annotator_kind": "machine", "guidelines": guidelines_hash}
         if found is None:
-            queue.skip(name, shown["ticket"], "unparsable", **about)
+            queue.skip(name, shown["ticket"], "unparsable", guidelines=guidelines_hash)
             counts["unparsable"] += 1
             continue
-        queue.judge(name, shown["ticket"], found.pop("ranks"), **found, **about)
+        queue.judge(name, shown["ticket"], found.pop("ranks"), **found, guidelines=guidelines_hash)
         counts["judged"] += 1
         forwards, backwards = found["forwards"], found["backwards"]
         alike += [

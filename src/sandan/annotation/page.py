@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .log import check_annotator, competition_ranks
+from .log import check_annotator
 from .queue import Item, Queue
 
 
@@ -122,12 +122,10 @@ class Desk:
     def judge_item(self, annotator: str, data: dict[str, Any]) -> dict[str, Any]:
         """Write a ranking down and open the next item."""
         ranks = data.get("ranks")
-        if not isinstance(ranks, list) or not all(type(rank) is int for rank in ranks):
-            raise UserError("ranks: expected whole numbers")
+        if not isinstance(ranks, list):
+            raise UserError("ranks: expected a list")
         flags = self._flags(data.get("flags"), len(ranks))
-        self.queue.judge(
-            annotator, str(data.get("ticket")), competition_ranks(ranks), flags=flags, **self._about(data)
-        )
+        self.queue.judge(annotator, str(data.get("ticket")), ranks, flags=flags, **self._about(data))
         return self.open_item(annotator, data) | {"message": "saved"}
 
     def skip_item(self, annotator: str, data: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +149,6 @@ class Desk:
             "note": str(data.get("note") or "")[:NOTE_CHARACTERS].encode("utf-8", "replace").decode(),
             "seconds": round(float(seconds), 2) if isinstance(seconds, (int, float)) and 0 < seconds < 86400 else None,
             "guidelines": data["guidelines"],
-            "annotator_kind": "human",
         }
 
     @staticmethod

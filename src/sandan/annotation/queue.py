@@ -17,7 +17,7 @@ from typing import Any
 from ..data import read_jsonl
 from ..errors import UserError
 from ..ranking import prompt_id
-from .log import JudgementLog, new_ticket
+from .log import JudgementLog, competition_ranks, new_ticket
 
 
 logger = logging.getLogger(__name__)
@@ -39,13 +39,14 @@ class Item:
 
 @dataclass
 class QueueSettings:
-    """How many people see an item, and how often one sees it again."""
+    """How many annotators of a kind see an item, and how often one sees it again."""
 
     overlap_share: float = 0.2
     overlap_annotators: int = 2
     repeat_share: float = 0.05
     repeat_after: int = 8
     seed: int = 0
+    annotator_kind: str = "human"
 
     def wanted(self, item: Item) -> int:
         """How many annotators should judge this item."""
@@ -161,6 +162,7 @@ class Queue:
                     "event": "shown",
                     "ticket": new_ticket(),
                     "annotator": annotator,
+                    "annotator_kind": self.settings.annotator_kind,
                     "item_id": item.item_id,
                     "prompt_id": item.prompt_id,
                     "showing": showing,
@@ -188,13 +190,17 @@ class Queue:
         return (waiting[0], 0) if waiting else (None, 0)
 
     def waiting(self, annotator: str, everyone: dict[str, Progress]) -> list[Item]:
-        """The items that this annotator has not seen and that still want a judgement, in the annotator's own order."""
+        """The items that this annotator has not seen and that still want a judgement, in the annotator's own order.
+
+        What a model judged still wants people, and the other way round.
+        """
         taken: dict[str, set[str]] = {}
         now = datetime.now(timezone.utc)
         for name, progress in everyone.items():
             claims = [one for one in progress.open.values() if now - datetime.fromisoformat(one["time"]) < CLAIM]
             for event in [*filter(_is_judgement, progress.settled.values()), *claims]:
-                taken.setdefault(event.get("item_id", ""), set()).add(name)
+                if event.get("annotator_kind") == self.settings.annotator_kind:
+                    taken.setdefault(event["item_id"], set()).add(name)
         mine = everyone.get(annotator, Progress())
         seen = {event.get("item_id") for event in [*mine.settled.values(), *mine.open.values()]}
         wanted = [
@@ -208,13 +214,13 @@ class Queue:
         """Append the judgement of a showing. The same decision sent twice is written once.
 
         Args:
-            ranks: 1 = best, equal = tie, one a candidate in the order shown.
+            ranks: smallest = best, equal = tie, one a candidate in the order shown; stored as competition ranks.
             details: further columns (flags, note, seconds, guidelines).
 
         Raises:
             UserError: if the ticket is not this annotator's or the ranks are not one a candidate.
         """
-        return self._settle(annotator, ticket, {"event": "judgement", "ranks": list(ranks), **details})
+        return self._settle(annotator, ticket, {"event": "judgement", "ranks": ranks, **details})
 
     def skip(self, annotator: str, ticket: str, reason: str, **details: Any) -> dict[str, Any]:
         """Append that the annotator could not judge a showing, and why."""
@@ -228,14 +234,17 @@ class Queue:
             if not item:
                 raise UserError("this item is no longer open; reload the page")
             candidates = shown["candidates"]
-            ranks = decision.get("ranks", [1] * len(candidates))
-            if len(ranks) != len(candidates) or not all(type(rank) is int and rank >= 1 for rank in ranks):
-                raise UserError(f"ranks: expected {len(candidates)} whole numbers from 1, found {ranks!r:.80}")
+            if "ranks" in decision:
+                ranks = decision["ranks"]
+                if len(ranks) != len(candidates) or not all(type(rank) is int and rank >= 1 for rank in ranks):
+                    raise UserError(f"ranks: expected {len(candidates)} whole numbers from 1, found {ranks!r:.80}")
+                decision["ranks"] = competition_ranks(ranks)
             earlier = mine.settled.get(ticket, {})
             same = ("event", "ranks", "reason", "flags", "note")
             if earlier and all(earlier.get(key) == decision.get(key) for key in same):
                 return earlier
-            kept = {key: shown[key] for key in ("ticket", "annotator", "item_id", "prompt_id", "showing")}
+            keys = ("ticket", "annotator", "annotator_kind", "item_id", "prompt_id", "showing")
+            kept = {key: shown[key] for key in keys}
             return self.log.append(kept | {"prompt": item.prompt, "candidates": candidates} | decision)
 
     def undo(self, annotator: str) -> dict[str, Any] | None:
