@@ -35,7 +35,7 @@ def main(args, config, model_args, data, stage):
     train, held_out = load_data(data, stage, columns=[("prompt", "chosen", "rejected"), ("chosen", "rejected")])
     held_out_rows = [] if held_out is None else held_out.to_list()
     about = [name for name in ("prompt_id", "prompt") if name in train.column_names] or ["chosen"]
-    check_disjoint(train.select_columns(about).to_list(), held_out_rows)
+    check_disjoint(list(train.select_columns(about)), held_out_rows)
     if "margin" in train.column_names and not args.use_margin:
         train = train.remove_columns("margin")
         held_out = held_out.remove_columns("margin") if held_out is not None else None
