@@ -29,6 +29,7 @@ class TrueScoreArguments:
     true_reward_model_path: str | None = field(
         default=None, metadata={"help": "A reward model held back from PPO, for true_score: reward_model."}
     )
+    true_score_prompts: int = field(default=150, metadata={"help": "How many held-out prompts it judges, the first."})
 
     def __post_init__(self):
         if (self.true_score == "reward_model") != (self.true_reward_model_path is not None):
