@@ -2,11 +2,15 @@
 
 import itertools
 import json
+import os
 import random
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from conftest import ROOT
 
 from sandan.annotation.agreement import analyse, krippendorff_alpha, pairwise_agreement
 from sandan.annotation.judge import EVERY_ITEM, both_orders, connect, judge_all, parse_ranking
@@ -412,3 +416,42 @@ def test_an_endpoint_that_fails_is_one_line_and_loses_nothing(endpoint, judged):
     assert len(judged.log.read()) >= 4
     with pytest.raises(UserError, match="what was judged is in the log"):
         judge_all(judged, "j", connect("http://127.0.0.1:9/v1", "m", 64, 2.0), "", "g", None)
+
+
+def run(script, *arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *map(str, arguments)],
+        check=False,
+        cwd=cwd,
+        env=os.environ | {"HF_HUB_OFFLINE": "0", **environment},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+
+
+@pytest.mark.slow
+def test_the_scripts_from_candidates_to_preferences(endpoint, judged, tmp_path):
+    endpoint.reply = by_length
+    log_path = tmp_path / "annotations" / "judgements.jsonl"
+    common = ["--candidates_file", tmp_path / "candidates.jsonl", "--log_file", log_path]
+    for model in ("org/judge-a", "judge-b"):
+        done = run("judge", *common, "--base_url", f"{endpoint.url}/v1", "--model", model, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "5 judged, 1 unparsable and left out; both orders agree on 100% of the pairs" in done.stdout
+    arguments = ["--judgement_files", log_path, "--output_dir", "toy/preferences", "--held_out_share", "0.4"]
+    done = run("preferences", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "two annotators order a pair alike    100.0%" in done.stdout
+    assert "org-judge-a" in done.stdout
+    assert "machine" in done.stdout
+    metrics = json.loads((tmp_path / "toy" / "preferences" / "result.json").read_text())["metrics"]
+    assert metrics["judgements"] == 10
+    assert metrics["skipped"] == 2
+    assert metrics["train_pairs"] + metrics["eval_pairs"] == 2 * (3 * 1 + 2 * 3)
+    assert metrics["pairwise_agreement"] == 1.0
+    endpoint.reply = lambda message: (503, "busy")
+    done = run("judge", *common, "--base_url", f"{endpoint.url}/v1", "--model", "c", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {endpoint.url}/v1: c: ")
+    assert "Traceback" not in done.stderr
