@@ -88,7 +88,7 @@ $(filter-out $(if $(ANNOTATOR),rank),$(STAGES)): %: $(VENV)/.ready
 # With an annotator, `make rank` opens the page. What people did lies outside outputs/, where `make clean` does not reach.
 ifdef ANNOTATOR
 rank: $(VENV)/.ready
-	@$(MAKE) --no-print-directory $(OUT)/candidates/result.json
+	@$(MAKE) --no-print-directory --silent $(OUT)/candidates/result.json
 	@$(BIN)/python scripts/annotate.py --candidates_file $(OUT)/candidates/candidates.jsonl \
 		--log_file annotations/$(RECIPE)/judgements.jsonl --annotator $(ANNOTATOR) $(ARGS)
 endif

@@ -56,7 +56,9 @@ def main(config, judge, model_args, data, stage):
     if true_score is not None:
         # Watched, not taught: its weight is 0.
         if held_out is None:
-            raise UserError(f"true_score: {judge.true_score}: nothing to judge; name eval_data_files or held_out_share")
+            raise UserError(
+                f"true_score: {judge.true_score}: nothing to judge; name eval_data_files or held_out_share"
+            )
         held_out = held_out.select(range(min(judge.true_score_prompts, len(held_out))))
         rewards, config.reward_weights = [reward, true_score], [1.0, 0.0]
     try:

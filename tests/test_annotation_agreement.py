@@ -308,6 +308,8 @@ def test_a_log_without_judgements_is_told(tmp_path):
         read_logs([str(tmp_path / "log.jsonl")], stage_of(tmp_path))
     with pytest.raises(UserError, match="no such file"):
         read_logs([str(tmp_path / "none.jsonl")], stage_of(tmp_path))
+    with pytest.raises(UserError, match="make rank RECIPE=toy ANNOTATOR="):
+        read_logs(["annotations/toy/judgements.jsonl"], stage_of(tmp_path))
 
 
 # ------------------------------------------------------------------------------------------------------------- judge

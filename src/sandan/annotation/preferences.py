@@ -23,6 +23,11 @@ def read_logs(files: Sequence[str], stage: Stage) -> tuple[list[dict[str, Any]],
     Raises:
         UserError: if a log is missing, or if none of them holds a judgement.
     """
+    for file in files:
+        parts = Path(file).parts
+        if parts[0] == "annotations" and len(parts) > 2 and not Path(file).exists():
+            hint = f"make rank RECIPE={parts[1]} ANNOTATOR=your-name"
+            raise UserError(f"{file}: no such log; rank some items first: `{hint}`")
     standing = [event for file in files for event in standing_events(JudgementLog(stage.add_input(file)).read())]
     skips = [event for event in standing if event.get("event") == "skip"]
     judgements = [event for event in standing if event.get("event", "judgement") == "judgement"]
