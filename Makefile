@@ -13,6 +13,8 @@ ARGS ?=
 # cpu | single_gpu | ddp | fsdp2 | zero3 | multi_node: a file of recipes/accelerate_configs/
 LAUNCH ?= cpu
 SEED ?=
+# Who ranks, in: make rank ANNOTATOR=yuki
+ANNOTATOR ?=
 SEEDS ?= 1 2 3
 PYTHON ?= python3
 EXTRAS ?= dev
@@ -21,10 +23,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT := outputs/$(RECIPE)
 RECIPE_DIR := recipes/$(RECIPE)
-STAGES := tokenizer pretrain pretrain_mlm sft candidates rank reward ppo evaluate report
+STAGES := tokenizer pretrain pretrain_mlm sft candidates rank preferences reward ppo evaluate report
 # The stages that this recipe has.
 CHAIN := $(foreach stage,$(STAGES),$(if $(wildcard $(RECIPE_DIR)/$(stage).yaml),$(stage)))
-CPU_ONLY := tokenizer rank report
+CPU_ONLY := tokenizer rank preferences report
 
 ifeq ($(wildcard $(RECIPE_DIR)),)
 $(error RECIPE=$(RECIPE): no such recipe; there are: $(filter-out accelerate_configs,$(notdir $(wildcard recipes/*))))
@@ -73,14 +75,23 @@ pretrain: ## 1. Pretrain a causal language model on plain text
 pretrain_mlm: ## 1. Pretrain a masked language model on plain text
 sft: ## 2. Fine-tune on prompt -> answer pairs
 candidates: ## 3.1 Let the SFT model write several answers to each prompt
-rank: ## 3.2 Rank them (here: simulated people)
-reward: ## 3.3 Train the reward model on the rankings
-ppo: ## 3.4 PPO against the reward model
+rank: ## 3.2 Rank them: simulated people; with ANNOTATOR=name, you, on a page in the browser
+preferences: ## 3.3 Make preference pairs of the rankings, and say how far the rankers agree
+reward: ## 3.4 Train the reward model on the pairs
+ppo: ## 3.5 PPO against the reward model
 evaluate: ## Compare base, SFT and PPO on unseen prompts
 report: ## report.json and report.html
 
-$(STAGES): %: $(VENV)/.ready
+$(filter-out $(if $(ANNOTATOR),rank),$(STAGES)): %: $(VENV)/.ready
 	@$(MAKE) --no-print-directory $(OUT)/$*/result.json ONLY=$*
+
+# With an annotator, `make rank` opens the page. What people did lies outside outputs/, where `make clean` does not reach.
+ifdef ANNOTATOR
+rank: $(VENV)/.ready
+	@$(MAKE) --no-print-directory --silent $(OUT)/candidates/result.json
+	@$(BIN)/python scripts/annotate.py --candidates_file $(OUT)/candidates/candidates.jsonl \
+		--log_file annotations/$(RECIPE)/judgements.jsonl --annotator $(ANNOTATOR) $(ARGS)
+endif
 
 # Whether the stage reruns unasked: it was given a seed, or it is the one that ARGS are for.
 forced = $(or $(SEED),$(if $(filter $(1),$(ONLY)),$(ARGS)))
@@ -88,8 +99,8 @@ forced = $(or $(SEED),$(if $(filter $(1),$(ONLY)),$(ARGS)))
 # $(call needs,STAGE,EARLIER STAGES...): the earlier stages' results that this recipe has.
 script_of = $(if $(filter pretrain_mlm,$(1)),pretrain,$(1))
 needs = $(patsubst %,$(OUT)/%/result.json,$(filter $(2),$(CHAIN)))
-# Local data files named in the stage's recipe.
-data_of = $(wildcard $(shell grep -oE '\bdata/[A-Za-z0-9_./-]+' $(RECIPE_DIR)/$(1).yaml 2>/dev/null))
+# Local data files and logs of annotators named in the stage's recipe.
+data_of = $(wildcard $(shell grep -oE '\b(data|annotations)/[A-Za-z0-9_./-]+' $(RECIPE_DIR)/$(1).yaml 2>/dev/null))
 
 .PHONY: force
 define stage_rule
@@ -104,7 +115,8 @@ $(eval $(call stage_rule,pretrain_mlm,tokenizer))
 $(eval $(call stage_rule,sft,pretrain))
 $(eval $(call stage_rule,candidates,sft))
 $(eval $(call stage_rule,rank,candidates))
-$(eval $(call stage_rule,reward,sft rank))
+$(eval $(call stage_rule,preferences,rank))
+$(eval $(call stage_rule,reward,sft preferences))
 $(eval $(call stage_rule,ppo,sft reward))
 $(eval $(call stage_rule,evaluate,pretrain pretrain_mlm sft reward ppo))
 $(eval $(call stage_rule,report,$(filter-out report,$(STAGES))))

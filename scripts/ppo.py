@@ -14,6 +14,7 @@ CPU:
 """
 
 from sandan.cli import run
+from sandan.overoptimisation import TrueScoreArguments
 
 
 COLUMNS = [("prompt",)]
@@ -29,7 +30,7 @@ WATCHED = (
 )
 
 
-def main(config, model_args, data, stage):
+def main(config, judge, model_args, data, stage):
     from pathlib import Path
 
     import torch
@@ -39,6 +40,7 @@ def main(config, model_args, data, stage):
     from sandan import PPOTrainer, models, training
     from sandan.data import load_data
     from sandan.errors import UserError
+    from sandan.overoptimisation import curve_metrics, ppo_curve, true_score_function
 
     policy_path = models.require_model(model_args.model_name_or_path or config.sft_model_path, stage)
     reward_path = models.require_model(config.reward_model_path, stage, "reward_model_path")
@@ -55,10 +57,19 @@ def main(config, model_args, data, stage):
             AutoModelForSequenceClassification, reward_path, num_labels=1, dtype=defaults["dtype"]
         )
         models.check_vocabulary(reward.config, tokenizer, reward_path)
+    rewards, true_score = [reward], true_score_function(judge, tokenizer, stage)
+    if true_score is not None:
+        # Watched, not taught: its weight is 0.
+        if held_out is None:
+            raise UserError(
+                f"true_score: {judge.true_score}: nothing to judge; name eval_data_files or held_out_share"
+            )
+        held_out = held_out.select(range(min(judge.true_score_prompts, len(held_out))))
+        rewards, config.reward_weights = [reward, true_score], [1.0, 0.0]
     try:
         trainer = PPOTrainer(
             policy,
-            reward,
+            rewards,
             config,
             train_dataset=train,
             eval_dataset=held_out,
@@ -74,9 +85,9 @@ def main(config, model_args, data, stage):
     metrics |= {"updates": trainer.args.num_total_batches, "dropped_prompts": trainer.dropped_prompts}
     with training.kept_if_interrupted(trainer):
         if held_out is not None:
-            metrics |= {
-                key: value for key, value in trainer.evaluate().items() if not key.endswith(training.NOT_METRICS)
-            }
+            measured = trainer.evaluate().items()
+            metrics |= {key: value for key, value in measured if not key.endswith(training.NOT_METRICS)}
+            metrics |= curve_metrics(ppo_curve(trainer.state.log_history))
         # Last: once merged, the policy has no adapters to switch off for its reference.
         training.save(trainer, trainer.policy_model, stage)
     stage.finish(metrics, config.device.type)
@@ -94,4 +105,4 @@ def summary(history: list[dict], seconds: float) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run(main, "sandan.ppo:PPOConfig", "trl:ModelConfig", "sandan.data:DataArguments")
+    run(main, "sandan.ppo:PPOConfig", TrueScoreArguments, "trl:ModelConfig", "sandan.data:DataArguments")

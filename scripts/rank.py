@@ -1,4 +1,6 @@
-"""Rank candidate answers: here by simulated people, whose taste is the world's oracle and whose hand is noisy.
+"""Rank candidate answers by simulated people, whose taste is the world's oracle and whose hand is noisy.
+
+Real people rank on a page in the browser (scripts/annotate.py), models through scripts/judge.py; all write the same log.
 
 CPU (the only place it runs):
     accelerate launch --config_file recipes/accelerate_configs/cpu.yaml scripts/rank.py --config recipes/tiny/rank.yaml
@@ -17,13 +19,12 @@ from sandan.cli import run
 class RankArguments:
     """Who ranks, and how alike two rankers judge."""
 
-    output_dir: str = field(metadata={"help": "Folder of judgements.jsonl, preferences_*.jsonl and result.json."})
+    output_dir: str = field(metadata={"help": "Folder of judgements.jsonl and result.json."})
     candidates_file: str = field(metadata={"help": "JSONL with prompt_id, prompt, candidates."})
     annotators: int = field(default=5, metadata={"help": "Number of simulated rankers."})
     judgements_per_prompt: int = field(default=2, metadata={"help": "How many of them rank each prompt's answers."})
     ranker_agreement: float = field(default=0.75, metadata={"help": "Share of pairs two rankers order alike."})
-    held_out_share: float = field(default=0.1, metadata={"help": "Share of prompts kept for reward-model evaluation."})
-    seed: int = field(default=0, metadata={"help": "Seed of the rankers' noise and of the split."})
+    seed: int = field(default=0, metadata={"help": "Seed of the rankers' noise."})
 
     def __post_init__(self):
         if not 0.5 < self.ranker_agreement < 1:
@@ -38,8 +39,8 @@ def main(args, stage):
     import random
     from datetime import datetime, timezone
 
-    from sandan.data import read_jsonl, split_by_prompt, write_jsonl
-    from sandan.ranking import noise_temperature, pairwise_agreement, preference_pairs, simulate_ranks
+    from sandan.data import read_jsonl, write_jsonl
+    from sandan.ranking import noise_temperature, simulate_ranks
     from sandan.world.oracle import judge
 
     rows = read_jsonl(stage.add_input(args.candidates_file), columns=[("prompt_id", "prompt", "candidates")])
@@ -57,23 +58,14 @@ def main(args, stage):
                     "candidates": [row["candidates"][index] for index in order],
                     "ranks": simulate_ranks([scores[index] for index in order], temperature, rng),
                     "annotator": f"simulated-{annotator + 1}",
+                    "annotator_kind": "simulated",
                     "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 }
             )
     write_jsonl(stage.output_dir / "judgements.jsonl", judgements)
-    pairs, ties = preference_pairs(judgements)
-    held_out = split_by_prompt([pair["prompt_id"] for pair in pairs], args.held_out_share, args.seed)
-    train = [pair for pair, out in zip(pairs, held_out, strict=True) if not out]
-    evaluation = [pair for pair, out in zip(pairs, held_out, strict=True) if out]
-    write_jsonl(stage.output_dir / "preferences_train.jsonl", train)
-    write_jsonl(stage.output_dir / "preferences_eval.jsonl", evaluation)
     stage.finish(
         {
             "judgements": len(judgements),
-            "train_pairs": len(train),
-            "eval_pairs": len(evaluation),
-            "tied_pairs": ties,
-            "measured_agreement": pairwise_agreement(judgements),
             "noise_temperature": temperature,
             "candidate_score": sum(map(sum, utilities)) / sum(map(len, utilities)),
             "best_candidate_score": sum(map(max, utilities)) / len(utilities),

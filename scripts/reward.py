@@ -13,6 +13,8 @@ CPU:
         --config recipes/english-small/reward.yaml
 """
 
+import json
+
 from sandan.cli import run
 
 
@@ -21,10 +23,12 @@ COLUMNS = [("prompt", "chosen", "rejected"), ("chosen", "rejected")]
 
 def main(args, config, model_args, data, stage):
     from sandan.data import load_data
+    from sandan.errors import UserError
     from sandan.models import load_tokenizer, require_model
     from sandan.ranking import prompt_id
     from sandan.reward import check_disjoint, evaluate_pairs, gate, init_head
-    from sandan.reward_trainer import GroupedRewardTrainer
+    from sandan.reward_trainer import GroupedRewardTrainer, prompt_weights
+    from sandan.stage import write_text
     from sandan.training import count_dropped, make_trl_trainer, train_and_save
 
     path = require_model(model_args.model_name_or_path, stage)
@@ -33,11 +37,15 @@ def main(args, config, model_args, data, stage):
     if args.best_of_n_prompt_file is not None:
         stage.add_input(args.best_of_n_prompt_file)
     held_out_rows = [] if held_out is None else held_out.to_list()
-    if "prompt" in train.column_names:
-        check_disjoint([prompt_id(row) for row in train], [prompt_id(row) for row in held_out_rows])
+    about = [name for name in ("prompt_id", "prompt") if name in train.column_names] or ["chosen"]
+    check_disjoint(list(train.select_columns(about)), held_out_rows)
     if "margin" in train.column_names and not args.use_margin:
         train = train.remove_columns("margin")
         held_out = held_out.remove_columns("margin") if held_out is not None else None
+    if args.pair_weighting == "prompt":
+        if "prompt" not in train.column_names:
+            raise UserError("pair_weighting: prompt: the training pairs have no column prompt; use pair")
+        train = train.add_column("weight", prompt_weights([prompt_id(row) for row in train]))
     model_args.lora_task_type = "SEQ_CLS"  # TRL's default is that of a language model
     trainer = make_trl_trainer(GroupedRewardTrainer, path, config, model_args, (train, held_out), tokenizer)
     if not model_args.use_peft:
@@ -46,7 +54,9 @@ def main(args, config, model_args, data, stage):
     metrics = train_and_save(trainer, stage) | {"dropped_rows": dropped}
     model = trainer.accelerator.unwrap_model(trainer.model)
     if held_out_rows:
-        metrics |= evaluate_pairs(model, tokenizer, held_out_rows, args.oracle)
+        measured, diagnosis = evaluate_pairs(model, tokenizer, held_out_rows, args.oracle)
+        metrics |= measured
+        write_text(stage.output_dir / "diagnostics.json", json.dumps(diagnosis, indent=1, ensure_ascii=False) + "\n")
     if args.oracle != "none":
         metrics |= gate(args, model, tokenizer, path, stage)
     stage.finish(metrics, config.device.type)

@@ -75,6 +75,23 @@ def test_ppo_answers_from_facts_that_only_pretraining_states(rows):
     assert rows["ppo"]["oracle_pretraining_only/correct"] > CHANCE
 
 
+def test_rankers_agree_as_the_recipe_asks(tiny):
+    metrics = read(tiny / "preferences" / "result.json")["metrics"]
+    assert abs(metrics["pairwise_agreement"] - 0.75) <= 0.03
+    assert metrics["position_bias_low"] <= 0.5 <= metrics["position_bias_high"]
+    assert metrics["annotators_with_remarks"] == 0
+
+
+def test_reward_model_orders_pairs_as_well_as_another_ranker(tiny):
+    metrics = read(tiny / "reward" / "result.json")["metrics"]
+    assert metrics["eval_accuracy"] > metrics["human_agreement_low"]
+
+
+def test_the_true_score_rises_with_the_reward_that_ppo_sees(tiny):
+    metrics = read(tiny / "ppo" / "result.json")["metrics"]
+    assert metrics["true_score_last"] >= metrics["true_score_first"] + 0.1
+
+
 def test_reward_model_is_near_the_ceiling_of_its_labels(tiny):
     metrics = read(tiny / "reward" / "result.json")["metrics"]
     assert abs(metrics["eval_accuracy"] - metrics["ceiling_accuracy"]) <= 0.03

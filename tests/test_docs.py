@@ -30,6 +30,7 @@ DOCUMENTS = [
     "docs/reliability.md",
     "docs/bad_inputs.md",
     "SECURITY.md",
+    "docs/ranking.md",
     *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/*/README.md")),
 ]
 SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
@@ -126,7 +127,7 @@ def specs(monkeypatch):
 
     def capture(script):
         captured = []
-        monkeypatch.setattr(sandan.cli, "run", lambda main, *dataclasses: captured.extend(dataclasses))
+        monkeypatch.setattr(sandan.cli, "run", lambda main, *dataclasses, **_: captured.extend(dataclasses))
         runpy.run_path(str(ROOT / "scripts" / f"{script}.py"), run_name="__main__")
         return [*(sandan.cli._load(spec) for spec in captured), sandan.cli._run_options(captured)]
 
@@ -178,6 +179,10 @@ def test_make_command_is_accepted(checkout, specs, monkeypatch, command):
     monkeypatch.chdir(checkout)
     for line in dict.fromkeys(line for line in done.stdout.splitlines() if "accelerate launch" in line):
         parse(specs, *launched(shlex.split(line), checkout))
+    for line in done.stdout.replace("\\\n", " ").splitlines():
+        if "bin/python scripts/" in line:
+            words = shlex.split(line)
+            parse(specs, Path(words[1]).stem, words[2:])
 
 
 @pytest.mark.parametrize("command", distinct(*ACCELERATE))

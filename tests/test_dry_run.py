@@ -50,9 +50,11 @@ def models(here, tokenizer, model, tiny_config):
             (LlamaForSequenceClassification(tiny_config) if name == "reward" else model).save_pretrained(folder)
     rows = [{"prompt": "Q", "chosen": f"good {number}", "rejected": "bad"} for number in range(12)]
     for part in ("train", "eval"):
-        (here / "outputs" / "tiny" / "rank").mkdir(exist_ok=True)
-        (here / "outputs" / "tiny" / "rank" / "recipe.yaml").write_text("recipe: tiny\nstage: rank\n")
-        write_jsonl(here / "outputs" / "tiny" / "rank" / f"preferences_{part}.jsonl", rows[part == "train" :: 2])
+        (here / "outputs" / "tiny" / "preferences").mkdir(exist_ok=True)
+        (here / "outputs" / "tiny" / "preferences" / "recipe.yaml").write_text("recipe: tiny\nstage: preferences\n")
+        write_jsonl(
+            here / "outputs" / "tiny" / "preferences" / f"preferences_{part}.jsonl", rows[part == "train" :: 2]
+        )
     return here
 
 
@@ -78,7 +80,19 @@ def snapshot(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-STAGES = ("tokenizer", "pretrain", "pretrain_mlm", "sft", "candidates", "rank", "reward", "ppo", "evaluate", "report")
+STAGES = (
+    "tokenizer",
+    "pretrain",
+    "pretrain_mlm",
+    "sft",
+    "candidates",
+    "rank",
+    "preferences",
+    "reward",
+    "ppo",
+    "evaluate",
+    "report",
+)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -198,7 +212,7 @@ def test_make_check_goes_through_all_stages_and_names_those_that_are_not_ready(t
     checkout = make_checkout(tmp_path / "checkout")
     recipe = checkout / "recipes" / "tiny" / "ppo.yaml"
     recipe.write_text(recipe.read_text() + "learing_rate: 1\n")
-    for name in ("pretrain", "pretrain_mlm", "sft", "candidates", "evaluate", "reward", "report"):
+    for name in ("pretrain", "pretrain_mlm", "sft", "candidates", "preferences", "evaluate", "reward", "report"):
         (checkout / "recipes" / "tiny" / f"{name}.yaml").unlink()
     done = make(checkout, "check", timeout=300)
     assert done.returncode == 2

@@ -136,7 +136,7 @@ def test_unseen_prompts_rerun_the_gate_but_no_model_before_it(finished):
 
 def test_a_missing_result_reruns_its_stage_and_what_follows(finished):
     (finished / "outputs" / "tiny" / "rank" / "result.json").unlink()
-    assert stages_of(planned(finished, "report")) == ["rank", "reward", "ppo", "evaluate", "report"]
+    assert stages_of(planned(finished, "report")) == ["rank", "preferences", "reward", "ppo", "evaluate", "report"]
 
 
 def test_args_force_only_the_stage_that_was_named(finished):
@@ -167,7 +167,7 @@ def test_a_seed_reruns_the_whole_chain(finished):
 def test_launch_picks_the_configuration_of_stages_that_train(checkout, launch):
     for command in planned(checkout, "report", f"LAUNCH={launch}"):
         (stage,) = stages_of([command])
-        wanted = "cpu" if stage in ("tokenizer", "rank", "report") else launch
+        wanted = "cpu" if stage in ("tokenizer", "rank", "preferences", "report") else launch
         assert f"--config_file recipes/accelerate_configs/{wanted}.yaml" in command
 
 
@@ -183,6 +183,36 @@ def test_a_recipe_without_ranking_skips_it(checkout):
 
 def test_results_of_one_recipe_do_not_stand_for_another(finished):
     assert "sft" in stages_of(planned(finished, "chain", "RECIPE=english-small"))
+
+
+def test_an_annotator_opens_the_page_and_nothing_that_is_ranked_already_is_touched(finished):
+    done = make(finished, "-n", "rank", "ANNOTATOR=yuki", "ARGS=--port 7999")
+    assert done.returncode == 0, done.stderr
+    assert not any("scripts/rank.py" in line for line in done.stdout.splitlines())
+    (command,) = (line for line in done.stdout.replace("\\\n", "").splitlines() if "scripts/annotate.py" in line)
+    assert "--candidates_file outputs/tiny/candidates/candidates.jsonl" in command
+    assert "--log_file annotations/tiny/judgements.jsonl --annotator yuki --port 7999" in " ".join(command.split())
+
+
+def test_what_people_did_outlives_clean(finished):
+    log = finished / "annotations" / "tiny" / "judgements.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text("{}\n")
+    assert make(finished, "clean").returncode == 0
+    assert log.is_file()
+
+
+def test_new_judgements_of_people_rerun_the_preferences(finished):
+    recipe = finished / "recipes" / "tiny" / "preferences.yaml"
+    recipe.write_text(recipe.read_text().replace("outputs/tiny/rank", "annotations/tiny"))
+    touch(recipe)
+    (finished / "outputs" / "tiny" / "preferences" / "result.json").touch()
+    log = finished / "annotations" / "tiny" / "judgements.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text("{}\n")
+    now = time.time() + 5
+    os.utime(log, (now, now))
+    assert stages_of(planned(finished, "preferences")) == ["preferences"]
 
 
 def targets():

@@ -30,7 +30,7 @@ def outputs_once(tmp_path_factory, tokenizer, tiny_config):
     folder = tmp_path_factory.mktemp("push") / "outputs" / "tiny"
     torch.manual_seed(0)
     kinds = {"tokenizer": None, "pretrain": LlamaForCausalLM, "sft": LlamaForCausalLM, "ppo": LlamaForCausalLM}
-    for stage, kind in (kinds | {"reward": LlamaForSequenceClassification, "rank": None}).items():
+    for stage, kind in (kinds | {"reward": LlamaForSequenceClassification, "preferences": None}).items():
         place = folder / stage
         place.mkdir(parents=True)
         if kind is not None:
@@ -40,10 +40,15 @@ def outputs_once(tmp_path_factory, tokenizer, tiny_config):
             (place / "checkpoint-4" / "optimizer.pt").write_bytes(b"x")
         if stage == "ppo":
             LlamaForSequenceClassification(tiny_config).save_pretrained(place / "value_model")
-        if stage == "rank":
+        if stage == "preferences":
             for name in ("train", "eval"):
                 rows = [{"prompt": "Q", "chosen": f"{name} {index}", "rejected": "B"} for index in range(3)]
                 (place / f"preferences_{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            splits = [{"split": "train", "path": "preferences_train.jsonl"}]
+            splits.append({"split": "test", "path": "preferences_eval.jsonl"})
+            configs = [{"config_name": "default", "data_files": splits}]
+            (place / "README.md").write_text(f"---\n{json.dumps({'configs': configs})}\n---\n# Preferences\n")
+            (place / "agreement.json").write_text("{}")
         else:
             tokenizer.save_pretrained(place)
         finish(place, stage)
@@ -216,7 +221,7 @@ def test_links_and_files_elsewhere_end_the_push(send, hub, outputs, tmp_path):
         "AIza" + "b" * 35,
     ],
 )
-@pytest.mark.parametrize("place", ["rank/preferences_train.jsonl", "sft/recipe.yaml"])
+@pytest.mark.parametrize("place", ["preferences/preferences_train.jsonl", "sft/recipe.yaml"])
 def test_a_secret_ends_the_push_and_is_not_repeated(send, hub, outputs, secret, place):
     with (outputs / place).open("a") as stream:
         stream.write(f"\nnote: {secret}\n")

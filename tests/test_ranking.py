@@ -11,7 +11,6 @@ from sandan.ranking import (
     agreement_probability,
     distinct_candidates,
     noise_temperature,
-    pairwise_agreement,
     preference_pairs,
     prompt_id,
     simulate_ranks,
@@ -19,7 +18,13 @@ from sandan.ranking import (
 
 
 def judgement(ranks, prompt="Q", identity="p", candidates="abcd"):
-    return {"prompt_id": identity, "prompt": prompt, "candidates": list(candidates[: len(ranks)]), "ranks": ranks}
+    return {
+        "prompt_id": identity,
+        "prompt": prompt,
+        "candidates": list(candidates[: len(ranks)]),
+        "ranks": ranks,
+        "annotator": "yuki",
+    }
 
 
 @pytest.mark.parametrize("agreement", [0.6, 0.75, 0.9])
@@ -63,7 +68,14 @@ def test_equal_answers_are_tied_half_of_the_time():
 def test_pairs_are_all_ordered_pairs_without_ties():
     pairs, ties = preference_pairs([judgement([2, 1, 2, 4]), judgement([1, 2], identity="q")])
     assert ties == 1 and len(pairs) == 5 + 1
-    assert pairs[0] == {"prompt": "Q", "chosen": "b", "rejected": "a", "margin": 1, "prompt_id": "p"}
+    assert pairs[0] == {
+        "prompt": "Q",
+        "chosen": "b",
+        "rejected": "a",
+        "margin": 1,
+        "prompt_id": "p",
+        "annotator": "yuki",
+    }
     assert {(pair["chosen"], pair["rejected"], pair["margin"]) for pair in pairs[:5]} == {
         ("b", "a", 1), ("b", "c", 1), ("b", "d", 3), ("a", "d", 2), ("c", "d", 2),
     }  # fmt: skip
@@ -75,27 +87,6 @@ def test_answers_to_a_conversation_become_turns():
     [pair], _ = preference_pairs([judgement([2, 1], prompt=prompt)])
     assert pair["chosen"] == [{"role": "assistant", "content": "b"}]
     assert pair["rejected"] == [{"role": "assistant", "content": "a"}]
-
-
-@pytest.mark.parametrize(
-    "rankings, expected",
-    [
-        ([[1, 2, 3], [1, 2, 3]], 1.0),
-        ([[1, 2, 3], [3, 2, 1]], 0.0),
-        ([[1, 2, 3], [1, 3, 2]], 2 / 3),
-        ([[1, 1, 3], [1, 2, 3]], 1.0),
-        ([[1, 1], [1, 2]], None),
-        ([[1, 2, 3]], None),
-    ],
-)
-def test_agreement_of_two_annotators(rankings, expected):
-    assert pairwise_agreement([judgement(ranks) for ranks in rankings]) == expected
-
-
-def test_agreement_compares_answers_and_not_places():
-    shown_otherwise = {**judgement([1, 2]), "candidates": ["b", "a"]}
-    assert pairwise_agreement([judgement([1, 2]), shown_otherwise]) == 0.0
-    assert pairwise_agreement([judgement([1, 2]), judgement([1, 2], identity="another prompt")]) is None
 
 
 def test_candidates_are_distinct_and_not_empty():

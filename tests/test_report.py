@@ -107,6 +107,22 @@ def write_stages(recipe_dir: Path, without: tuple[str, ...] = (), oracle: bool =
     return recipe_dir
 
 
+def points(count):
+    return [{"mean": 0.5 + n / 20, "low": 0.4 + n / 20, "high": 0.6 + n / 20, "count": 9} for n in range(count)]
+
+
+ANALYSIS = {
+    "annotators": [
+        {"annotator": HOSTILE, "kind": "human", "judgements": 1234, "seconds": 1.25, "agreement": points(1)[0],
+         "self_consistency": None, "remarks": ["fast: 1.2 s an item"]},
+    ]
+}  # fmt: skip
+DIAGNOSIS = {
+    "calibration": [{"confidence": 0.5 + n / 20, **one} for n, one in enumerate(points(8))],
+    "by_rank_difference": {str(n + 1): one for n, one in enumerate(points(3))},
+}
+
+
 def report_of(recipe_dir: Path) -> dict:
     stage = Stage("report", recipe_dir.name, recipe_dir / "report", 0, {}).open()
     return write_report(recipe_dir, stage)
@@ -475,3 +491,37 @@ def test_broken_files_are_named(tmp_path):
     (recipe_dir / "evaluate" / "comparison.json").unlink()
     with pytest.raises(UserError, match="make evaluate RECIPE=tiny"):
         report_of(recipe_dir)
+
+
+def test_rankers_calibration_and_overoptimisation_are_shown(tmp_path):
+    recipe_dir = write_stages(tmp_path / "toy")
+    result = json.loads((recipe_dir / "reward" / "result.json").read_text())
+    preferences = recipe_dir / "preferences"
+    preferences.mkdir()
+    kept = {"stage": "preferences", "metrics": {"pairwise_agreement": 0.733, "pairwise_agreement_low": 0.727,
+                                                "pairwise_agreement_high": 0.739}, "inputs": {}}  # fmt: skip
+    (preferences / "result.json").write_text(json.dumps(result | kept))
+    (preferences / "agreement.json").write_text(json.dumps(ANALYSIS))
+    (recipe_dir / "reward" / "diagnostics.json").write_text(json.dumps(DIAGNOSIS))
+    result["metrics"] |= {f"best_of_n_proxy/{n}": float(n) for n in (1, 2, 4, 8)}
+    (recipe_dir / "reward" / "result.json").write_text(json.dumps(result))
+    history = [
+        {
+            "step": n,
+            "eval_objective/kl": n / 5,
+            "eval_rewards/reward": float(n),
+            "eval_rewards/true_score": 0.7 + n / 50,
+        }
+        for n in range(5)
+    ]
+    (recipe_dir / "ppo" / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    report_of(recipe_dir)
+    page = (recipe_dir / "report" / "report.html").read_text()
+    assert "73.3%" in page
+    assert "72.7% – 73.9%" in page
+    assert "1,234" in page
+    assert "fast: 1.2 s an item" in page
+    assert HOSTILE not in page
+    assert "&lt;script&gt;" in page
+    for title in ("Calibration", "difference of the two ranks", "True score on unseen prompts", "best of n"):
+        assert title in page, title

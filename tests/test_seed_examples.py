@@ -137,7 +137,7 @@ def test_rlhf_raises_the_best_answer_and_unlearns_the_insult(toys, base):
         max_length=64,
         **TRAINER,
     )
-    judgement = {"prompt_id": "toy", "prompt": prompt, "candidates": RANKING, "ranks": [1, 2, 3]}
+    judgement = {"prompt_id": "toy", "prompt": prompt, "candidates": RANKING, "ranks": [1, 2, 3], "annotator": "toy"}
     pairs, _ = preference_pairs([judgement] * 16)
     reward = run_stage(
         toys / "rlhf",

@@ -22,7 +22,7 @@ WHAT = {
     "sft": "A language model, fine-tuned on questions and answers.",
     "reward": "A reward model: one number for a prompt and its answer, trained on preference pairs.",
     "ppo": "A language model, trained with PPO against the reward model. Its critic is in `value_model/`.",
-    "rank": "Pairs of answers to a prompt, of which people (or simulated rankers) preferred the first.",
+    "preferences": "Pairs of answers to a prompt, of which people (or simulated rankers) preferred the first.",
 }
 # Stage -> the earlier one that its model starts from.
 STARTS_FROM = {"sft": "pretrain", "reward": "sft", "ppo": "sft"}
@@ -104,7 +104,7 @@ def model_card(repo_id: str, stage: str, results: Mapping[str, Any], license_nam
         "pipeline_tag": task,
         "tags": ["sandan", stage],
         "base_model": f"{stem}-{ENDINGS[before]}" if before else None,
-        "datasets": [f"{stem}-preferences"] if stage in ("reward", "ppo") and "rank" in results else None,
+        "datasets": [f"{stem}-preferences"] if stage in ("reward", "ppo") and "preferences" in results else None,
         "model-index": _model_index(repo_id, task, results[stage]["recipe"], metrics) if task else None,
     }
     code = f'from transformers import {auto_class}\n\n{what} = {auto_class}.from_pretrained("{repo_id}")'

@@ -18,13 +18,14 @@ from .stage import RunArguments, Stage, TrainingRunArguments, effective_config, 
 REPORT = "the traceback below, the command, and the folder's recipe.yaml (SECURITY.md, if it is about security)"
 
 
-def run(main: Callable[..., None], *dataclass_specs: str | type) -> None:
+def run(main: Callable[..., None], *dataclass_specs: str | type, stage: bool = True) -> None:
     """Parse the command line into `dataclass_specs` and call `main(*values, stage)`.
 
     Args:
         main: the stage. Its module's docstring opens the `--help` text.
         dataclass_specs: dataclasses, or `"module:Class"` for those whose import takes seconds (they hold
             `transformers.TrainingArguments`): `--help` names them, `--help_all` imports them and lists their fields.
+        stage: false for a program that makes no stage's folder; it is called as `main(*values)`.
 
     Exit codes: 0 done, 1 a gate was not reached, training diverged or the program failed, 2 a mistake the user can
     mend, 75 stopped by SIGTERM or SIGINT (the same command goes on).
@@ -35,13 +36,17 @@ def run(main: Callable[..., None], *dataclass_specs: str | type) -> None:
     logging.basicConfig(level=logging.INFO if is_main_process() else logging.ERROR, format="%(message)s")
     for noisy in ("httpx", "httpcore", "filelock", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    guarded(lambda: _run(main, dataclass_specs, sys.argv[1:]))
+    guarded(lambda: _run(main, dataclass_specs, sys.argv[1:], stage), interruptible=stage)
 
 
-def guarded(action: Callable[[], None]) -> None:
-    """Call `action`; what ends it early becomes one line and an exit code, as [`run`] says."""
+def guarded(action: Callable[[], None], interruptible: bool = True) -> None:
+    """Call `action`; what ends it early becomes one line and an exit code, as [`run`] says.
+
+    Args:
+        interruptible: whether SIGTERM and SIGINT are taken over; a server ends by them in its own way.
+    """
     try:
-        with interruption.handled():
+        with interruption.handled() if interruptible else contextlib.nullcontext():
             action()
     except Interrupted as error:
         _leave(f"stopped by {error}; the same command goes on", interruption.REQUEUE_EXIT_CODE)
@@ -62,13 +67,16 @@ def _leave(line: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _run(main: Callable[..., None], dataclass_specs: tuple[str | type, ...], argv: list[str]) -> None:
+def _run(main: Callable[..., None], dataclass_specs: tuple[str | type, ...], argv: list[str], is_stage: bool) -> None:
     help_wanted = {"-h", "--help", "--help_all"} & set(argv)
     if help_wanted:
         print(_help(main, dataclass_specs, everything="--help_all" in help_wanted))
         return
     from .config import StrictParser, split_config_option
 
+    if not is_stage:
+        main(*StrictParser(_load(spec) for spec in dataclass_specs).parse(argv))
+        return
     parser = StrictParser([*(_load(spec) for spec in dataclass_specs), _run_options(dataclass_specs)])
     *values, options = parser.parse(argv)
     config_path, _ = split_config_option(argv)

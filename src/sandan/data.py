@@ -324,29 +324,32 @@ def local_files(source: DatasetConfig) -> list[str]:
     ]
 
 
-def check_jsonl(path: str | Path, columns: Sequence[Sequence[str]] = ((),)) -> int:
+def check_jsonl(path: str | Path, columns: Sequence[Sequence[str]] = ((),), half_characters: bool = False) -> int:
     """Read a JSONL file (or .jsonl.gz) once, in constant memory, and return its number of rows.
 
     Args:
         path: the file.
         columns: accepted sets of columns; each row must have all columns of one set, not null.
+        half_characters: accept half surrogate pairs, which only a JSON escape can write.
 
     Raises:
         UserError: the first problem as `file:line: column: problem` and how many more there are.
     """
     findings = Findings()
-    rows = scan_file(path, columns, findings)
+    rows = scan_file(path, columns, findings, half_characters=half_characters)
     findings.refuse()
     if rows == 0:
         raise UserError(f"{path}: empty; expected one JSON object a line with {describe_columns(columns)}")
     return rows
 
 
-def read_jsonl(path: str | Path, columns: Sequence[Sequence[str]] = ((),)) -> list[dict[str, Any]]:
+def read_jsonl(
+    path: str | Path, columns: Sequence[Sequence[str]] = ((),), half_characters: bool = False
+) -> list[dict[str, Any]]:
     """All rows of a (small) JSONL file, checked as in [`check_jsonl`]."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
-    check_jsonl(path, columns)
+    check_jsonl(path, columns, half_characters)
     return [row for _, row, _, _ in read_rows(path)]
 
 

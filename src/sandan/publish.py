@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cards import dataset_card, model_card
+from .cards import model_card
 from .errors import UserError
 from .stage import RESULT, read_result
 
@@ -34,7 +34,7 @@ MODEL_STAGES = {
     "reward": "reward",
     "ppo": "ppo",
 }
-DATA_STAGES = {"rank": "preferences"}
+DATA_STAGES = {"preferences": "preferences"}
 # What may be pushed, and what stays at home without a word. Any other file ends the push.
 MODEL_FILES = (
     "config.json",
@@ -55,9 +55,17 @@ MODEL_FILES = (
     "recipe.yaml",
     RESULT,
 )
-DATA_FILES = ("preferences_train.jsonl", "preferences_eval.jsonl", "recipe.yaml", RESULT)
+# With the card that the stage wrote, which says who judged.
+DATA_FILES = (
+    "preferences_train.jsonl",
+    "preferences_eval.jsonl",
+    "agreement.json",
+    "README.md",
+    "recipe.yaml",
+    RESULT,
+)
 FOLDERS = ("value_model", "ema_policy", "adapter")
-STAYS_HOME = ("training_args.bin", "README.md", "judgements.jsonl", "checkpoint-*", "runs", ".*")
+STAYS_HOME = ("training_args.bin", "checkpoint-*", "runs", ".*")
 
 SECRETS = {
     "a Hugging Face token": rb"hf_[A-Za-z0-9]{30,}",
@@ -116,14 +124,15 @@ def plan(recipe_dir: Path, hub_id: str, license_name: str | None) -> list[Reposi
 def one_stage(folder: Path, repo_id: str, results: dict[str, Any], stage: str, license_name: str | None) -> Repository:
     """One stage's repository; see [`plan`]."""
     kind = "dataset" if stage in DATA_STAGES else "model"
-    repository = Repository(repo_id, kind, dict(_allowed(folder, DATA_FILES if kind == "dataset" else MODEL_FILES)))
+    patterns = DATA_FILES if kind == "dataset" else (*MODEL_FILES, "README.md")
+    repository = Repository(repo_id, kind, dict(_allowed(folder, patterns)))
     for name, path in repository.files.items():
         if name.endswith(("recipe.yaml", RESULT, "trainer_state.json")):
             repository.files[name] = path.read_bytes().replace(str(Path.home()).encode(), b"~")
         if Path(name).name == "tokenizer_config.json":
             _refuse_outside_files(path)
-    card = dataset_card if kind == "dataset" else model_card
-    repository.files["README.md"] = card(repo_id, stage, results, license_name).encode()
+    if kind == "model":
+        repository.files["README.md"] = model_card(repo_id, stage, results, license_name).encode()
     return repository
 
 

@@ -2,6 +2,7 @@
 
 One judgement is one line of an append-only JSONL file:
 `{"prompt_id", "prompt", "candidates": [in the order shown], "ranks": [1 = best, equal = tie], "annotator", "time"}`.
+`sandan.annotation.log` holds the log of people and of models, whose lines have more columns.
 """
 
 import hashlib
@@ -9,7 +10,6 @@ import itertools
 import json
 import math
 import random
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,9 +17,11 @@ from .generation import Completion
 
 
 def prompt_id(row: dict[str, Any]) -> str:
-    """The row's own `prompt_id`, or a digest of its prompt."""
+    """The row's own `prompt_id`, or a digest of its prompt; "" if it has neither."""
     if row.get("prompt_id"):
         return str(row["prompt_id"])
+    if not row.get("prompt"):
+        return ""
     return hashlib.sha256(json.dumps(row["prompt"], ensure_ascii=False).encode()).hexdigest()[:16]
 
 
@@ -70,26 +72,8 @@ def simulate_ranks(utilities: Sequence[float], temperature: float, rng: random.R
     return ranks
 
 
-def pairwise_agreement(judgements: Iterable[dict[str, Any]]) -> float | None:
-    """Share of candidate pairs that two annotators of one prompt order alike (pairs that either ties are left out).
-
-    None if no prompt was judged twice.
-    """
-    by_prompt: dict[str, list[dict[str, int]]] = defaultdict(list)
-    for judgement in judgements:
-        by_prompt[judgement["prompt_id"]].append(dict(zip(judgement["candidates"], judgement["ranks"], strict=True)))
-    alike = [
-        (one[a] < one[b]) == (other[a] < other[b])
-        for rankings in by_prompt.values()
-        for one, other in itertools.combinations(rankings, 2)
-        for a, b in itertools.combinations(sorted(one.keys() & other.keys()), 2)
-        if one[a] != one[b] and other[a] != other[b]
-    ]
-    return sum(alike) / len(alike) if alike else None
-
-
 def preference_pairs(judgements: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
-    """All ordered pairs of each judgement as `{prompt, chosen, rejected, margin, prompt_id}`, and the number of ties.
+    """All ordered pairs of each judgement as `{prompt, chosen, rejected, margin, prompt_id, annotator}`, and the number of ties.
 
     `margin` is the difference of the ranks. Answers to a conversation become an assistant turn.
     """
@@ -109,6 +93,7 @@ def preference_pairs(judgements: Iterable[dict[str, Any]]) -> tuple[list[dict[st
                     "rejected": as_turn(prompt, rejected),
                     "margin": abs(one_rank - other_rank),
                     "prompt_id": judgement["prompt_id"],
+                    "annotator": judgement["annotator"],
                 }
             )
     return pairs, ties

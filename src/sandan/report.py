@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .data import read_jsonl
 from .errors import UserError
+from .overoptimisation import best_of_n_curve, ppo_curve
 from .stage import CHAIN, RESULT, Stage, read_result, sha256, write_text
 from .watch import findings, is_long_enough
 
@@ -33,6 +34,7 @@ TITLES = {
     "sft": "Supervised fine-tuning",
     "candidates": "Candidate answers",
     "rank": "Ranking",
+    "preferences": "Preferences",
     "reward": "Reward model",
     "ppo": "PPO",
     "evaluate": "Evaluation",
@@ -59,13 +61,23 @@ LABELS = {
     "longer_answer_accuracy": "accuracy of “longer is better”",
     "mean_margin": "mean margin, chosen over rejected",
     "length_correlation": "correlation of score and length",
+    "human_agreement": "accuracy of one person for another",
+    "calibration_error": "mean error of its certainty",
+    "pairwise_agreement": "two rankers order a pair alike",
+    "krippendorff_alpha": "Krippendorff’s alpha, ordinal",
+    "self_consistency": "a ranker agrees with themselves",
+    "position_bias": "the upper of two answers wins",
+    "judgements": "judgements",
+    "tied_pairs": "tied pairs, left out",
+    "true_score_last": "true score, last evaluation",
+    "true_score_best": "true score, best evaluation",
     "dropped_rows": "rows left out",
     "parameters": "parameters",
 }
 GROUPS = {"New combinations": "oracle/", "Pretraining-only facts": "oracle_pretraining_only/"}
 SCORES = ("helpful", "accurate", "safe", "natural")
 SKILLS = ("grammar", "vocabulary", "common_sense", "context")
-PERCENTAGES = ("correct", "accuracy", "share")
+PERCENTAGES = ("correct", "accuracy", "share", "agreement", "consistency", "bias")
 
 # matplotlib draws with these; in the page each becomes a CSS variable, so that charts follow light and dark.
 INK, FAINT, BASE, SFT, PPO = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -97,10 +109,15 @@ def write_report(recipe_dir: Path, stage: Stage) -> dict[str, Any]:
     logs = {name: recipe_dir / name / "trainer_state.json" for name in names}
     histories = {name: _read_json(path)["log_history"] for name, path in logs.items() if path.is_file()}
 
+    details = {
+        (name, file): _read_json(recipe_dir / name / file)
+        for name, file in (("preferences", "agreement.json"), ("reward", "diagnostics.json"))
+        if (recipe_dir / name / file).is_file()
+    }
     report = build_report(stage.recipe, results, comparison, recipe_dir, histories.get("ppo", []))
     text = json.dumps(finite(report), indent=1, ensure_ascii=False, allow_nan=False)
     write_text(stage.output_dir / "report.json", text + "\n")
-    write_text(stage.output_dir / "report.html", render_html(report, histories, samples))
+    write_text(stage.output_dir / "report.html", render_html(report, histories, samples, details))
     logger.info("%s\nreport: %s", render_table(report, samples), stage.output_dir / "report.html")
     return report
 
@@ -406,6 +423,7 @@ def render_html(
     report: dict[str, Any],
     histories: dict[str, list[dict[str, Any]]],
     samples: Sequence[dict[str, Any]] = (),
+    details: dict[tuple[str, str], Any] | None = None,
 ) -> str:
     """The report as one page that asks for nothing from outside.
 
@@ -413,6 +431,7 @@ def render_html(
         report: what `report.json` holds.
         histories: trainer stage -> its `log_history`.
         samples: prompts with each model's answer. They are untrusted: the template escapes everything.
+        details: (stage, file) -> what that further JSON file of the stage holds.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -437,7 +456,7 @@ def render_html(
         model_names=MODELS,
         groups=groups,
         scores=scores_chart(report["comparison"]),
-        steps=training_steps(report, histories),
+        steps=training_steps(report, histories, details or {}),
         samples=by_group,
         titles=TITLES,
         wall_seconds=sum(one["wall_seconds"] for one in report["stages"].values()),
@@ -460,27 +479,39 @@ def _language(sample: dict[str, Any]) -> str:
     return "ja" if re.search(r"[\u3040-\u30ff]", text) else "en"
 
 
-def training_steps(report: dict[str, Any], histories: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def training_steps(
+    report: dict[str, Any], histories: dict[str, list[dict[str, Any]]], details: dict[tuple[str, str], Any]
+) -> list[dict[str, Any]]:
     """The three steps, each with its stages' key figures and charts; a stage that did not run is left out."""
     keys = {
         "pretrain": ("parameters", "eval_bits_per_byte", "untrained_bits_per_byte"),
         "pretrain_mlm": ("parameters", "eval_loss", "eval_loss_before"),
         "sft": ("eval_loss", "eval_loss_before", "dropped_rows"),
+        "preferences": (
+            "pairwise_agreement",
+            "krippendorff_alpha",
+            "self_consistency",
+            "position_bias",
+            "judgements",
+            "tied_pairs",
+        ),
         "reward": (
             "eval_accuracy",
+            "human_agreement",
             "ceiling_accuracy",
             "longer_answer_accuracy",
             "mean_margin",
             "length_correlation",
+            "calibration_error",
             "dropped_rows",
         ),
-        "ppo": (),
+        "ppo": ("true_score_best", "true_score_last"),
     }
     steps = []
     for title, names in (
         ("Pre-training", ("pretrain", "pretrain_mlm")),
         ("Supervised fine-tuning", ("sft",)),
-        ("Reinforcement learning from human feedback", ("reward", "ppo")),
+        ("Reinforcement learning from human feedback", ("preferences", "reward", "ppo")),
     ):
         stages = []
         for name in names:
@@ -489,8 +520,16 @@ def training_steps(report: dict[str, Any], histories: dict[str, list[dict[str, A
             metrics = report["stages"][name]["metrics"]
             facts = [(label(key), *_cell(metrics, key)) for key in keys[name] if is_number(metrics.get(key))]
             charts = stage_charts(name, histories.get(name, []), metrics)
+            if name == "reward":
+                charts += diagnostic_charts(details.get(("reward", "diagnostics.json"), {}))
+            if name == "ppo":
+                best_of_n = best_of_n_curve(report["stages"].get("reward", {}).get("metrics", {}))
+                charts += overoptimisation_charts(ppo_curve(histories.get(name, [])), best_of_n)
+            annotators = (
+                annotator_rows(details.get(("preferences", "agreement.json"))) if name == "preferences" else []
+            )
             watch = report["watch"] if name == "ppo" else None
-            stages.append({"name": name, "facts": facts, "charts": charts, "watch": watch})
+            stages.append({"name": name, "facts": facts, "charts": charts, "annotators": annotators, "watch": watch})
         pairs = minimal_pairs_chart(report["stages"]["evaluate"]["metrics"]) if title == "Pre-training" else None
         if stages or pairs:
             compact = all(len(stage["charts"]) <= 1 for stage in stages)
@@ -632,6 +671,78 @@ def _best_of_n_chart(best: dict[int, float]) -> dict[str, Any]:
     described = ", ".join(f"{n}: {value:.2f}" for n, value in best.items())
     title = "Oracle score of the reward model's choice"
     return _chart("best-of-n", title, draw, [], f"{title}. {described}")
+
+
+def diagnostic_charts(diagnosis: dict[str, Any]) -> list[dict[str, Any]]:
+    """How sure the reward model may be, and how its accuracy grows with the distance of two ranks."""
+    charts = []
+    if curve := diagnosis.get("calibration"):
+        points = [(one["confidence"], one["mean"]) for one in curve]
+
+        def draw(axes: "Axes") -> None:
+            axes.plot([0.5, 1], [0.5, 1], color=INK, linewidth=0.8, dashes=(3, 3))
+            for one in curve:
+                axes.plot([one["confidence"]] * 2, [one["low"], one["high"]], color=SFT, linewidth=1.2)
+            axes.plot(*zip(*points, strict=True), color=PPO, marker="o", markersize=2.6, linewidth=0)
+            axes.set_xlabel("its own probability of being right")
+
+        title = "Calibration: how often it is right"
+        described = ", ".join(f"{sure:.0%} sure: {right:.0%} right" for sure, right in points)
+        charts.append(_chart("calibration", title, draw, [("perfect", "dashed")], f"{title}. {described}"))
+    if (differences := diagnosis.get("by_rank_difference")) and len(differences) > 1:
+        ticks = sorted(differences, key=float)
+        bars = {"accuracy": [differences[tick]["mean"] for tick in ticks]}
+        title = "Accuracy by difference of the two ranks"
+        chart = _bars("rank-difference", title, ticks, bars, {"accuracy": PPO}, chance=0.5)
+        charts.append(chart | {"legends": chart["legends"][1:]})
+    return charts
+
+
+def overoptimisation_charts(
+    ppo: Sequence[dict[str, float]], best_of_n: Sequence[dict[str, float]]
+) -> list[dict[str, Any]]:
+    """True score and proxy reward over sqrt(KL): PPO, with best-of-n of the SFT model as the baseline."""
+    charts = []
+    titles = {"true": "True score on unseen prompts", "proxy": "Reward model’s score on unseen prompts"}
+    for key, title in titles.items() if len(ppo) > 1 else ():
+        lines = {"PPO": (ppo, PPO), "best of n": (best_of_n, SFT)}
+        lines = {
+            legend: ([(math.sqrt(one["kl"]), one[key]) for one in points], colour)
+            for legend, (points, colour) in lines.items()
+            if points
+        }
+
+        def draw(axes: "Axes", lines: dict[str, Any] = lines) -> None:
+            for points, colour in lines.values():
+                axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=2.6, linewidth=1.3)
+            axes.set_xlabel("√KL to SFT, √nats per answer")
+
+        legends = [(legend, CSS_COLOURS[colour]) for legend, (_, colour) in lines.items()]
+        described = "; ".join(
+            f"{legend}: from {points[0][1]:.2f} to {points[-1][1]:.2f}" for legend, (points, _) in lines.items()
+        )
+        charts.append(_chart(f"over-{key}", title, draw, legends, f"{title}. {described}"))
+    return charts
+
+
+def annotator_rows(analysis: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The annotators of `agreement.json` as text; names and remarks are untrusted as all else."""
+
+    def cell(found: dict[str, float] | None) -> str:
+        return f"{found['mean']:.1%}" if found else "–"
+
+    return [
+        {
+            "name": one["annotator"],
+            "kind": one["kind"],
+            "judgements": f"{one['judgements']:,}",
+            "seconds": "–" if one["seconds"] is None else f"{one['seconds']:.1f}",
+            "agreement": cell(one["agreement"]),
+            "self_consistency": cell(one["self_consistency"]),
+            "remarks": "; ".join(one["remarks"]),
+        }
+        for one in (analysis or {}).get("annotators", [])
+    ]
 
 
 def _chart(

@@ -1,11 +1,13 @@
 """What is reported of a reward model: accuracy beside its ceiling, length bias, and the best-of-n curve."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .annotation.agreement import Order, compare, interval, pairwise_agreement
 from .data import read_jsonl
 from .errors import GateError, UserError
 from .generation import encode_answers, sample_completions, score_completions, score_rows
@@ -37,6 +39,10 @@ class RewardArguments:
     )
     max_new_tokens: int = field(default=64, metadata={"help": "Longest best-of-n answer, in tokens."})
     use_margin: bool = field(default=False, metadata={"help": "Train with the pairs' margins (Llama 2, eq. 2)."})
+    pair_weighting: Literal["pair", "prompt"] = field(
+        default="pair",
+        metadata={"help": "What counts as one: each pair, or all pairs of a prompt together (InstructGPT, eq. 1)."},
+    )
 
     def __post_init__(self):
         if self.oracle != "none" and self.best_of_n_prompt_file is None:
@@ -70,6 +76,7 @@ def pair_metrics(
     margin = np.asarray(chosen) - np.asarray(rejected)
     longer = np.asarray(chosen_tokens) - np.asarray(rejected_tokens)
     accuracy, low, high = bootstrap_interval(margin > 0, groups)
+    longer_wins, longer_low, longer_high = bootstrap_interval(np.where(longer == 0, 0.5, longer > 0), groups)
     varies = margin.std() > 0 and longer.std() > 0
     return {
         "eval_accuracy": accuracy,
@@ -77,14 +84,16 @@ def pair_metrics(
         "eval_accuracy_high": high,
         "mean_margin": float(margin.mean()),
         "length_correlation": float(np.corrcoef(margin, longer)[0, 1]) if varies else 0.0,
-        "longer_answer_accuracy": float(np.where(longer == 0, 0.5, longer > 0).mean()),
+        "longer_answer_accuracy": longer_wins,
+        "longer_answer_accuracy_low": longer_low,
+        "longer_answer_accuracy_high": longer_high,
     }
 
 
 def evaluate_pairs(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[dict[str, Any]], oracle: str
-) -> dict[str, float]:
-    """Score held-out preference rows and report [`pair_metrics`], with the ceiling where there is an oracle."""
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Score held-out preference rows: [`pair_metrics`] with the ceiling where there is an oracle, and [`diagnose`]."""
     prompts = [row.get("prompt", [] if isinstance(row["chosen"], list) else "") for row in rows]
     tokens = {
         side: encode_answers(tokenizer, prompts, [text_of(row[side]) for row in rows])
@@ -92,18 +101,69 @@ def evaluate_pairs(
     }
     scores = {side: score_rows(model, tokenizer, ids) for side, ids in tokens.items()}
     lengths = {side: list(map(len, ids)) for side, ids in tokens.items()}
-    metrics = pair_metrics(
-        scores["chosen"],
-        scores["rejected"],
-        lengths["chosen"],
-        lengths["rejected"],
-        [prompt_id({"prompt": prompt, **row}) for prompt, row in zip(prompts, rows, strict=True)],
-    )
+    groups = [prompt_id({"prompt": prompt, **row}) for prompt, row in zip(prompts, rows, strict=True)]
+    metrics = pair_metrics(scores["chosen"], scores["rejected"], lengths["chosen"], lengths["rejected"], groups)
+    margins = np.subtract(scores["chosen"], scores["rejected"])
+    diagnosis = diagnose(margins, np.subtract(lengths["chosen"], lengths["rejected"]), groups, rows)
+    metrics["calibration_error"] = diagnosis["calibration_error"]
+    if human := diagnosis["human_agreement"]:
+        metrics |= {
+            f"human_agreement{end}": human[key] for end, key in (("", "mean"), ("_low", "low"), ("_high", "high"))
+        }
     if oracle == "world":
         from .world.oracle import judge
 
         metrics["ceiling_accuracy"] = ceiling_accuracy(rows, judge)
-    return metrics
+    return metrics, diagnosis
+
+
+def diagnose(
+    margins: np.ndarray, longer: np.ndarray, groups: Sequence[str], rows: Sequence[dict[str, Any]], bins: int = 10
+) -> dict[str, Any]:
+    """Where a reward model is right and how sure it may be.
+
+    Args:
+        margins: score of the chosen minus that of the rejected answer, one a pair.
+        longer: tokens by which the chosen answer is longer.
+        groups: prompt ids; pairs of one prompt are resampled together.
+        rows: the pairs; `annotator` and `margin` (difference of ranks) are used where they are there.
+        bins: points of the calibration curve, each of equally many pairs.
+
+    Returns:
+        `dict`, JSON types only; accuracies come as `mean`, `low`, `high`, `count`:
+        `calibration`: `confidence` (the model's own probability sigmoid(|margin|) that it is right) and accuracy;
+        `calibration_error`: mean distance of the two; `by_annotator`; `by_rank_difference`; `by_length` (the chosen
+        answer is `longer`, `shorter`, of the `same` length); `human_agreement`: how often two people who judged the same
+        two of these answers agree, which is what a person would reach as a reward model. None where nobody overlaps.
+    """
+    right = np.where(margins == 0, 0.5, margins > 0)
+    confidence = 1 / (1 + np.exp(-np.abs(margins)))
+    groups = np.asarray(groups)
+
+    def accuracy(where: np.ndarray) -> dict[str, float] | None:
+        return interval(right[where], groups[where])
+
+    def split(values: Sequence[Any]) -> dict[str, Any]:
+        values = np.asarray(values)
+        return {str(value): accuracy(values == value) for value in np.unique(values)}
+
+    parts = [part for part in np.array_split(np.argsort(confidence, kind="stable"), bins) if len(part)]
+    curve = [{"confidence": float(confidence[part].mean()), **accuracy(part)} for part in parts]
+    error = sum(one["count"] * abs(one["confidence"] - one["mean"]) for one in curve) / len(margins)
+    known = [row for row in rows if row.get("annotator")]
+    orders = [
+        Order(group, row["annotator"], text_of(row["chosen"]), text_of(row["rejected"]))
+        for group, row in zip(groups.tolist(), rows, strict=True)
+        if row.get("annotator")
+    ]
+    return {
+        "calibration": curve,
+        "calibration_error": float(error),
+        "by_annotator": split([row["annotator"] for row in rows]) if len(known) == len(rows) else {},
+        "by_rank_difference": split([row["margin"] for row in rows]) if all("margin" in row for row in rows) else {},
+        "by_length": split(np.where(longer > 0, "longer", np.where(longer < 0, "shorter", "same"))),
+        "human_agreement": pairwise_agreement(compare(orders)),
+    }
 
 
 def ceiling_accuracy(rows: Sequence[dict[str, Any]], judge: Callable[[Any, str], Any]) -> float:
@@ -167,8 +227,10 @@ def gate(
     flat = [(prompt, answer) for prompt, answers in zip(prompts, sampled, strict=True) for answer in answers]
     proxy = score_completions(model, tokenizer, [prompt for prompt, _ in flat], [answer for _, answer in flat])
     true = [judge(prompt, answer.text).score for prompt, answer in flat]
-    curve = best_of_n(np.reshape(true, (-1, most)), np.reshape(proxy, (-1, most)))
-    return check_gate(curve, args.best_of_n_gain)
+    true, proxy = np.reshape(true, (-1, most)), np.reshape(proxy, (-1, most))
+    chosen = best_of_n(proxy, proxy)
+    proxies = {f"best_of_n_proxy/{n}": float(scores.mean()) for n, scores in chosen.items()}
+    return check_gate(best_of_n(true, proxy), args.best_of_n_gain) | proxies
 
 
 def text_of(answer: str | list[dict[str, str]]) -> str:
@@ -176,10 +238,18 @@ def text_of(answer: str | list[dict[str, str]]) -> str:
     return answer if isinstance(answer, str) else answer[-1]["content"]
 
 
-def check_disjoint(train_ids: Sequence[str], eval_ids: Sequence[str]) -> None:
-    """Raise [`UserError`] if a prompt is in both splits: its answers would leak."""
-    shared = set(train_ids) & set(eval_ids)
-    if shared:
-        raise UserError(
-            f"eval_data_files: {len(shared):,} prompts are in the training pairs too; split by prompt, not by pair"
-        )
+def check_disjoint(train: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]) -> None:
+    """Raise [`UserError`] if a prompt, by its `prompt_id` or by its words, is in both splits: its answers would leak."""
+    for name in (prompt_id, _prompt_words):
+        shared = set(map(name, train)) & set(map(name, held_out)) - {None, ""}
+        if shared:
+            raise UserError(
+                f"eval_data_files: {len(shared):,} prompts are in the training pairs too; split by prompt, not by pair"
+            )
+
+
+def _prompt_words(row: dict[str, Any]) -> str | None:
+    # Without a prompt of its own, a pair of conversations holds it in all turns but the last.
+    chosen = row.get("chosen")
+    prompt = row.get("prompt", chosen[:-1] if isinstance(chosen, list) else None)
+    return json.dumps(prompt, ensure_ascii=False) if prompt else None

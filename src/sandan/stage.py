@@ -30,6 +30,7 @@ CHAIN = (
     "sft",
     "candidates",
     "rank",
+    "preferences",
     "reward",
     "ppo",
     "evaluate",

@@ -245,6 +245,7 @@ def scan_file(
     hashes: "RowHashes | None" = None,
     keep: IO[bytes] | None = None,
     left_out: Collection[int] = (),
+    half_characters: bool = False,
 ) -> int:
     """Check each row of a JSONL file (or .jsonl.gz) in constant memory; the number of good rows.
 
@@ -253,6 +254,7 @@ def scan_file(
         findings: gets the problems.
         hashes: gets the good rows' hashes.
         keep: gets the good rows' lines, except those of the numbers in `left_out`.
+        half_characters: accept half surrogate pairs and NUL, which only an escape can write.
 
     Raises:
         UserError: if the file cannot be read to its end.
@@ -261,7 +263,7 @@ def scan_file(
     place = hashes.add_file(path) if hashes is not None else 0
     try:
         for number, row, line, problem in read_rows(path):
-            problem = problem or checker.problem(row, escapes=b"\\u" in line)
+            problem = problem or checker.problem(row, escapes=b"\\u" in line and not half_characters)
             if problem is not None:
                 findings.add(f"{path}:{number}", problem)
                 continue

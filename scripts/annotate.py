@@ -1,0 +1,78 @@
+"""Open the page on which people rank candidate answers, in a browser on this machine.
+
+    python scripts/annotate.py --candidates_file outputs/tiny/candidates/candidates.jsonl \
+        --log_file annotations/tiny/judgements.jsonl --annotator yuki
+
+The same for several people, each with a page of their own (`/?annotator=ken`):
+    make rank RECIPE=tiny ANNOTATOR=yuki
+
+Ctrl+C ends it. Every judgement is on the disk as soon as the page shows the next item.
+"""
+
+from dataclasses import dataclass, field
+
+from sandan.cli import run
+
+
+@dataclass
+class AnnotateArguments:
+    """What is ranked, by whom, and where the judgements go."""
+
+    candidates_file: str = field(metadata={"help": "JSONL with prompt and candidates (2 to 9 texts)."})
+    log_file: str = field(metadata={"help": "The append-only log of judgements; made if it is not there."})
+    annotator: str | None = field(default=None, metadata={"help": "Whose page opens; without it the page asks."})
+    guidelines_file: str | None = field(default=None, metadata={"help": "Markdown shown beside the answers."})
+    overlap_share: float = field(default=0.2, metadata={"help": "Share of the items that several people judge."})
+    overlap_annotators: int = field(default=2, metadata={"help": "How many people judge each of those."})
+    repeat_share: float = field(default=0.05, metadata={"help": "Share of the items that one sees again, unmarked."})
+    host: str = field(
+        default="127.0.0.1", metadata={"help": "Address to listen at; others than loopback need --auth."}
+    )
+    port: int | None = field(default=None, metadata={"help": "Port; without it the first free one from 7860."})
+    auth: bool = field(
+        default=False, metadata={"help": "Ask for name and password, set in SANDAN_AUTH=name:password,..."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of every order, of the overlap and of the repeats."})
+
+    def __post_init__(self):
+        for name in ("overlap_share", "repeat_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: {getattr(self, name)}; a share lies between 0 and 1")
+
+
+def main(args):
+    import os
+    from pathlib import Path
+
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+    from sandan.annotation.log import JudgementLog, check_annotator
+    from sandan.annotation.page import (
+        Desk,
+        accounts_from_environment,
+        build_page,
+        keep_guidelines,
+        load_guidelines,
+        serve,
+    )
+    from sandan.annotation.queue import Queue, QueueSettings, load_items
+
+    if args.annotator is not None:
+        check_annotator(args.annotator)
+    settings = QueueSettings(args.overlap_share, args.overlap_annotators, args.repeat_share, seed=args.seed)
+    guidelines = load_guidelines(args.guidelines_file)
+    log = JudgementLog(args.log_file)
+    queue = Queue(load_items(args.candidates_file), log, settings)
+    keep_guidelines(guidelines, log.path.parent)
+    recipe = Path(args.log_file).parent.name
+    next_command = f'make preferences RECIPE={recipe} ARGS="--judgement_files {args.log_file}"'
+    blocks = build_page(Desk(queue, guidelines, next_command), args.annotator)
+    address = serve(blocks, args.host, args.port, accounts_from_environment() if args.auth else (), block=False)
+    print(f"{len(queue.items):,} items, {len(log.read()):,} lines in {args.log_file}")
+    print(f"open {address}{f'?annotator={args.annotator}' if args.annotator else ''}   (Ctrl+C ends it)", flush=True)
+    blocks.block_thread()
+    print(f"next: {next_command}")
+
+
+if __name__ == "__main__":
+    run(main, AnnotateArguments, stage=False)
