@@ -43,6 +43,9 @@ def run(side: str, interpreter: Path | str, seed: int, folder: Path) -> list[Pat
     updates = settings["total_episodes"] // (
         settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
     )
+    # Checkpoints are judged here instead.
+    for name in [key for key in settings if key.startswith(("eval_", "true_score", "per_device_eval"))]:
+        del settings[name]
     if side != "sandan_recipe":
         settings["num_mini_batches"] = 1
     steps = settings["num_ppo_epochs"] * settings["num_mini_batches"]

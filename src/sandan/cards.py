@@ -1,4 +1,4 @@
-"""Model and dataset cards: every number in them comes from the `result.json` that the stage wrote."""
+"""Model cards: every number in them comes from the `result.json` that the stage wrote."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,6 @@ WHAT = {
     "sft": "A language model, fine-tuned on questions and answers.",
     "reward": "A reward model: one number for a prompt and its answer, trained on preference pairs.",
     "ppo": "A language model, trained with PPO against the reward model. Its critic is in `value_model/`.",
-    "preferences": "Pairs of answers to a prompt, of which people (or simulated rankers) preferred the first.",
 }
 # Stage -> the earlier one that its model starts from.
 STARTS_FROM = {"sft": "pretrain", "reward": "sft", "ppo": "sft"}
