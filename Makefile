@@ -18,6 +18,8 @@ ANNOTATOR ?=
 SEEDS ?= 1 2 3
 PYTHON ?= python3
 EXTRAS ?= dev
+# Two test files at a time, a core each: the chain, which runs on one, is half of the time.
+WORKERS := -n 2 --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -50,7 +52,7 @@ demo: ## Set up, run the whole chain on the embedded data, print the table (2 co
 
 .PHONY: test
 test: $(VENV)/.ready ## Set up, run every test, the embedded chain included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 .PHONY: setup
 setup: ## Make .venv and install the pinned packages (EXTRAS=dev,gpu adds more)
@@ -169,7 +171,7 @@ quality: $(VENV)/.ready ## Check format and lint
 
 .PHONY: test-fast
 test-fast: $(VENV)/.ready ## The tests without the slow ones and the embedded chain
-	$(BIN)/python -m pytest -m "not slow and not e2e"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not e2e"
 
 .PHONY: clean
 clean: ## Remove the outputs of RECIPE

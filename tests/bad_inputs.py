@@ -20,7 +20,7 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parent.parent
-SFT, PAIR = "data/sft.jsonl", "outputs/tiny/rank/preferences_train.jsonl"
+SFT, PAIR = "data/sft.jsonl", "outputs/tiny/preferences/preferences_train.jsonl"
 MODEL, REWARD = "outputs/tiny/pretrain", "outputs/tiny/reward"
 RECIPE = "recipes/tiny/sft.yaml"
 USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
@@ -324,8 +324,10 @@ class Bench:
             for n in range(8)
         ]
         write(PAIR, pairs)
-        (self.good / "outputs/tiny/rank/recipe.yaml").write_text("recipe: tiny\nstage: rank\n")
-        write("outputs/tiny/rank/preferences_eval.jsonl", [{**pairs[0], "prompt": [{**USER, "content": "other"}]}])
+        (self.good / "outputs/tiny/preferences/recipe.yaml").write_text("recipe: tiny\nstage: preferences\n")
+        write(
+            "outputs/tiny/preferences/preferences_eval.jsonl", [{**pairs[0], "prompt": [{**USER, "content": "other"}]}]
+        )
         write(
             "outputs/tiny/candidates/candidates.jsonl", [{"prompt_id": "0", "prompt": "Q", "candidates": ["A", "B"]}]
         )

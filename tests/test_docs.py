@@ -180,7 +180,7 @@ def test_make_command_is_accepted(checkout, specs, monkeypatch, command):
     for line in dict.fromkeys(line for line in done.stdout.splitlines() if "accelerate launch" in line):
         parse(specs, *launched(shlex.split(line), checkout))
     for line in done.stdout.replace("\\\n", " ").splitlines():
-        if "bin/python scripts/" in line:
+        if line.lstrip().startswith(".venv/bin/python scripts/"):
             words = shlex.split(line)
             parse(specs, Path(words[1]).stem, words[2:])
 
