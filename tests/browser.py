@@ -40,7 +40,14 @@ class Server:
 
     def start(self):
         command = [sys.executable, str(ROOT / "scripts" / "annotate.py"), *map(str, self.arguments)]
-        self.process = subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(
+            command,
+            env=os.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # Where the tests run in the background, a shell has told them to ignore Ctrl+C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         for _ in range(600):
             try:
                 return urllib.request.urlopen(self.address("x"), timeout=5).close()

@@ -94,6 +94,7 @@ def test_reward_model_with_fewer_rows_than_the_tokenizer_has_tokens(refusal, her
     shutil.copytree(outputs / "pretrain", outputs / "reward")
     LlamaForSequenceClassification(smaller).save_pretrained(outputs / "reward")
     write_jsonl(here / "data" / "rlhf_prompts.jsonl", [{"prompt": "Q"}] * 8)
+    write_jsonl(here / "data" / "eval_prompts.jsonl", [{"prompt": "Q9"}])
     assert "outputs/tiny/reward: vocabulary mismatch: the tokenizer has 320 tokens, the model 280" in refusal("ppo")
 
 

@@ -48,7 +48,9 @@ def guarded(action: Callable[[], None], interruptible: bool = True) -> None:
     try:
         with interruption.handled() if interruptible else contextlib.nullcontext():
             action()
+        _part()
     except Interrupted as error:
+        _part()
         _leave(f"stopped by {error}; the same command goes on", interruption.REQUEUE_EXIT_CODE)
     except (GateError, FloatingPointError) as error:
         _leave(f"error: {error}", 1)
@@ -59,6 +61,12 @@ def guarded(action: Callable[[], None], interruptible: bool = True) -> None:
             logging.getLogger(__name__).error("This is a fault of the program. Please report it: %s", REPORT)
             raise
         _leave(f"error: {getattr(error, 'filename', None) or 'a file'}: cannot be read or written: {problem}", 2)
+
+
+def _part() -> None:
+    """Leave the other processes, where all of them leave: torch may abort a process that exits as one of a group."""
+    if "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized():
+        sys.modules["torch.distributed"].destroy_process_group()
 
 
 def _leave(line: str, code: int) -> NoReturn:

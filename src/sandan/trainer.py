@@ -79,6 +79,7 @@ class ReliableTrainer(Trainer):
     _unlogged: dict[str, Any]
     _earlier_loss = 0.0
     _evaluation_due = False
+    _goes_on = False
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -210,6 +211,7 @@ class ReliableTrainer(Trainer):
             checkpoints.clear_the_way(self.args.output_dir, start)
         self.accelerator.wait_for_everyone()
         self._stop.stopped, self._earlier_loss, self._evaluation_due = False, 0.0, False
+        self._goes_on = start is not None
         with interruption.deferred():
             try:
                 output = super().train(None if start is None else str(start), *args, **kwargs)
@@ -267,9 +269,15 @@ class ReliableTrainer(Trainer):
             )
             self.control.should_evaluate = False
 
-    def _evaluate(self, *args, **kwargs) -> dict[str, float]:
+    def _evaluate(
+        self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
+    ) -> dict[str, float]:
+        # The one of `eval_on_start`, which alone asks to skip the scheduler: a run that goes on has made it, or
+        # makes it in `_take_up`.
+        if skip_scheduler and self._goes_on:
+            return {}
         self._evaluation_due = True
-        metrics = super()._evaluate(*args, **kwargs)
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         self._evaluation_due = False
         return metrics
 
