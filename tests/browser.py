@@ -40,14 +40,10 @@ class Server:
 
     def start(self):
         command = [sys.executable, str(ROOT / "scripts" / "annotate.py"), *map(str, self.arguments)]
-        self.process = subprocess.Popen(
-            command,
-            env=os.environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            # Where the tests run in the background, a shell has told them to ignore Ctrl+C.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            # Tests that a shell has put into the background ignore Ctrl+C, and what they start would, too.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.process = subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for _ in range(600):
             try:
                 return urllib.request.urlopen(self.address("x"), timeout=5).close()

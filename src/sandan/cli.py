@@ -65,8 +65,9 @@ def guarded(action: Callable[[], None], interruptible: bool = True) -> None:
 
 def _part() -> None:
     """Leave the other processes, where all of them leave: torch may abort a process that exits as one of a group."""
-    if "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized():
-        sys.modules["torch.distributed"].destroy_process_group()
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _leave(line: str, code: int) -> NoReturn:
