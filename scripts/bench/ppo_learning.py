@@ -31,6 +31,7 @@ from ppo_parity import DEFAULT_ENV_DIR, ROOT, make_environment, processor
 
 
 SIDE = Path(__file__).with_name("ppo_learning_side.py")
+SIDES = ("sandan", "trl", "sandan_recipe")
 CHECKPOINTS = 6
 # A run that lost a fifth of what it started with did not merely fail to learn.
 COLLAPSED = 0.8
@@ -83,6 +84,7 @@ def judge(checkpoints: Sequence[Path]) -> list[dict[str, float]]:
     models = {"sft": load_causal_lm(str(sft))} | {one.name: load_causal_lm(str(one)) for one in checkpoints}
     rows, _ = compare(models, load_tokenizer(str(sft)), read_jsonl(ROOT / data_file, columns=[("prompt",)]), args)
     names = {"kl": "kl_to_sft", "score": "oracle/score", "correct": "oracle/correct", "stopped": "stopped_share"}
+    names["pretraining_only"] = "oracle_pretraining_only/correct"
     return [{short: round(row[name], 4) for short, name in names.items()} for row in rows]
 
 
@@ -103,20 +105,21 @@ def summary(runs: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env_dir", type=Path, default=DEFAULT_ENV_DIR, help="environment of TRL")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--output", type=Path, help="also write the JSON to this file, after every run")
     args = parser.parse_args()
     interpreter = make_environment(args.env_dir, [])
-    sides = {"sandan": sys.executable, "trl": interpreter, "sandan_recipe": sys.executable}
+    interpreters = {side: interpreter if side == "trl" else sys.executable for side in args.sides}
     result: dict[str, Any] = {"date": datetime.date.today().isoformat(), "hardware": processor()}
-    result["runs"] = runs = {side: {} for side in sides}
+    result["runs"] = runs = {side: {} for side in args.sides}
     if args.output and args.output.exists():
         runs |= json.loads(args.output.read_text(encoding="utf-8"))["runs"]
-    for seed, side in itertools.product(map(str, args.seeds), sides):
+    for seed, side in itertools.product(map(str, args.seeds), args.sides):
         if seed in runs[side]:
             continue
         with tempfile.TemporaryDirectory(prefix="ppo_learning_") as folder:
-            runs[side][seed] = judge(run(side, sides[side], int(seed), Path(folder, "run")))
+            runs[side][seed] = judge(run(side, interpreters[side], int(seed), Path(folder, "run")))
         print(f"seed {seed}, {side}: {runs[side][seed][-1]}", file=sys.stderr)
         result["summary"] = summary(runs)
         if args.output:
