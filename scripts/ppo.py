@@ -40,7 +40,7 @@ def main(config, judge, model_args, data, stage):
     from sandan import PPOTrainer, models, training
     from sandan.data import load_data
     from sandan.errors import UserError
-    from sandan.overoptimisation import curve_metrics, ppo_curve, true_score_function
+    from sandan.overoptimisation import curve_metrics, judged_prompts, ppo_curve, true_score_function
 
     policy_path = models.require_model(model_args.model_name_or_path or config.sft_model_path, stage)
     reward_path = models.require_model(config.reward_model_path, stage, "reward_model_path")
@@ -53,19 +53,14 @@ def main(config, judge, model_args, data, stage):
     models.check_vocabulary(policy.config, tokenizer, policy_path)
     reward = adapter = Path(reward_path, "adapter")
     if config.critic_backbone != "adapter" or not adapter.is_dir():
-        reward = models.load_model(
-            AutoModelForSequenceClassification, reward_path, num_labels=1, dtype=defaults["dtype"]
-        )
+        reward_class = AutoModelForSequenceClassification
+        reward = models.load_model(reward_class, reward_path, num_labels=1, dtype=defaults["dtype"])
         models.check_vocabulary(reward.config, tokenizer, reward_path)
-    rewards, true_score = [reward], true_score_function(judge, tokenizer, stage)
-    if true_score is not None:
+    rewards = [reward]
+    if judge.true_score != "none":
+        held_out = judged_prompts(judge, held_out)
         # Watched, not taught: its weight is 0.
-        if held_out is None:
-            raise UserError(
-                f"true_score: {judge.true_score}: nothing to judge; name eval_data_files or held_out_share"
-            )
-        held_out = held_out.select(range(min(judge.true_score_prompts, len(held_out))))
-        rewards, config.reward_weights = [reward, true_score], [1.0, 0.0]
+        rewards, config.reward_weights = [reward, true_score_function(judge, tokenizer, stage)], [1.0, 0.0]
     try:
         trainer = PPOTrainer(
             policy,

@@ -4,7 +4,15 @@ import math
 
 import pytest
 
-from sandan.overoptimisation import TrueScoreArguments, best_of_n_curve, curve_metrics, ppo_curve, true_score_function
+from sandan.errors import UserError
+from sandan.overoptimisation import (
+    TrueScoreArguments,
+    best_of_n_curve,
+    curve_metrics,
+    judged_prompts,
+    ppo_curve,
+    true_score_function,
+)
 from sandan.stage import Stage
 
 
@@ -40,7 +48,8 @@ def test_best_of_n_has_the_kl_of_theory():
 
 def test_the_world_judges_and_nobody_does_not(tokenizer, tmp_path):
     stage = Stage("ppo", "toy", tmp_path, 0, {})
-    assert true_score_function(TrueScoreArguments(), tokenizer, stage) is None
+    with pytest.raises(UserError, match="true_score: world: nothing to judge; name eval_data_files"):
+        judged_prompts(TrueScoreArguments(true_score="world"), None)
     judge = true_score_function(TrueScoreArguments(true_score="world"), tokenizer, stage)
     prompt = [{"role": "user", "content": "What does the cow say?"}]
     right, rude = judge([prompt, prompt], ["The cow says moo.", "Shut up."])

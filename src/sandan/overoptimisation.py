@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from .errors import UserError
 from .stage import Stage
 
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 TRUE_SCORE = "true_score"
@@ -36,12 +38,21 @@ class TrueScoreArguments:
             raise ValueError("true_reward_model_path: goes with true_score: reward_model, and only with it")
 
 
+def judged_prompts(args: TrueScoreArguments, held_out: "Dataset | None") -> "Dataset":
+    """The held-out prompts whose answers are judged.
+
+    Raises:
+        UserError: if there are none.
+    """
+    if held_out is None:
+        raise UserError(f"true_score: {args.true_score}: nothing to judge; name eval_data_files or held_out_share")
+    return held_out.select(range(min(args.true_score_prompts, len(held_out))))
+
+
 def true_score_function(
     args: TrueScoreArguments, tokenizer: "PreTrainedTokenizerBase", stage: Stage
-) -> Callable[..., list[float]] | None:
-    """A function `(prompts, completions) -> scores` for `PPOTrainer`, to be given the weight 0; None for nobody."""
-    if args.true_score == "none":
-        return None
+) -> Callable[..., list[float]]:
+    """A function `(prompts, completions) -> scores` for `PPOTrainer`, to be given the weight 0."""
     if args.true_score == "world":
         from .world.oracle import judge
 
