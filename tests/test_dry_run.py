@@ -13,6 +13,7 @@ from test_makefile import make, make_checkout
 
 from sandan.data import write_jsonl
 from sandan.dry_run import DIM, RESET, histogram, shown_tokens
+from sandan.stage import CHAIN
 
 
 TURN = {"role": "user", "content": "What does the cow eat?"}
@@ -80,22 +81,7 @@ def snapshot(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-STAGES = (
-    "tokenizer",
-    "pretrain",
-    "pretrain_mlm",
-    "sft",
-    "candidates",
-    "rank",
-    "preferences",
-    "reward",
-    "ppo",
-    "evaluate",
-    "report",
-)
-
-
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", CHAIN)
 def test_every_stage_of_a_fresh_checkout_is_checked_and_nothing_changes(here, dry, stage):
     if stage == "evaluate":
         write_jsonl(here / "data" / "minimal_pairs.jsonl", [{"skill": "a", "good": "b", "bad": "c"}])

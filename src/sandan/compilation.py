@@ -9,14 +9,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 MAX_VERSIONS = 64
 
 
-def compile_layers(model: nn.Module) -> int:
-    """Compile the repeated layers of a transformer, in place; layers of one kind share what was compiled.
-
-    Returns:
-        How many layers there are; 0 for a model that is not built of transformers' layers.
-    """
+def compile_layers(model: nn.Module) -> None:
+    """Compile the repeated layers of a transformer, in place; layers of one kind share what was compiled."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VERSIONS)
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for layer in layers:
-        layer.compile()
-    return len(layers)
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile()

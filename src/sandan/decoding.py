@@ -110,6 +110,7 @@ class Decoder:
         with torch.device(self.device):
             self.model = type(base)._from_config(config, dtype=dtype).eval().requires_grad_(False)
         self.prompt_tokens = 0
+        self.settings: tuple[float, int, tuple[int, ...]] | None = None
         self.replay: Callable[[], None] | None = None
 
     @torch.no_grad()
@@ -150,7 +151,7 @@ class Decoder:
         """
         batch, width = input_ids.shape
         settings = (temperature, stop_token_id, tuple(suppressed))
-        if width > self.prompt_tokens or settings != getattr(self, "settings", None):
+        if width > self.prompt_tokens or settings != self.settings:
             self.settings = settings
             self._allocate(max(-(-width // PROMPT_STEP_TOKENS) * PROMPT_STEP_TOKENS, self.prompt_tokens))
         self._prefill(input_ids, attention_mask)

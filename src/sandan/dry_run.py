@@ -159,13 +159,10 @@ class DryRun:
                 if maker := self._maker(file):
                     self._say("data", f"{file} is not there yet; `make {maker}` makes it")
                     return [], None
-        # Only looked at: no copy of the good rows is made here.
-        looked_at = copy.copy(data)
-        looked_at.skip_bad_rows = False
         if data.skip_bad_rows:
             self._say("data", "rows with problems are skipped (skip_bad_rows); they are not listed here")
         else:
-            check_files(looked_at, self.stage, self.columns)
+            check_files(data, self.stage, self.columns)
         rows = [row for source in data.datasets for row in self._first_rows(source)]
         total = self.stage.notes.get("train_rows_read") or None
         counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in self.stage.notes.items() if count)

@@ -174,24 +174,11 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         if args.n_gpu > 1:
             raise ValueError("PPOTrainer runs one process per GPU: start it with `accelerate launch`")
 
-        reward_funcs = reward_funcs if reward_model is None else reward_model
-        rewards = reward_funcs, reward_processing_classes, processing_class
-        self.adapters: Adapters | None = None
-        if args.critic_backbone == "own":
-            self.rewards = make_rewards(*rewards)
-            self.value_model = self._make_value_model(value_model, policy)
-            self.policy_model = policy = self._make_policy(policy, peft_config, args)
-        else:
-            self.policy_model = policy = self._make_policy(policy, peft_config, args)
-            self._share_backbone(policy, rewards, value_model, args)
-        weights = args.reward_weights or [1.0] * len(self.rewards)
-        if len(weights) != len(self.rewards):
-            raise ValueError(f"reward_weights: {len(weights)} for {len(self.rewards)} reward functions")
-        self.reward_weights = torch.tensor(weights)
+        rewards = reward_funcs if reward_model is None else reward_model, reward_processing_classes, processing_class
+        self._make_models(policy, rewards, value_model, peft_config, args)
         self.ref_model = self._make_reference(ref_model, model)
-        for one in (policy, self.value_model, self.ref_model, *self._reward_models()):
-            if one is not None:
-                disable_dropout(one)
+        for one in self._models():
+            disable_dropout(one)
 
         self.dropped_prompts = 0
         with PartialState().main_process_first():
@@ -199,7 +186,9 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
             eval_dataset = self._prepare_dataset(eval_dataset, "eval_dataset", processing_class, args)
         self.temperature = args.temperature + 1e-7
         super().__init__(
-            model=PolicyAndValue(policy, self.value_model, self.temperature, args.entropy_coef > 0, self.adapters),
+            model=PolicyAndValue(
+                self.policy_model, self.value_model, self.temperature, args.entropy_coef > 0, self.adapters
+            ),
             args=args,
             data_collator=data_collator or list,
             train_dataset=train_dataset,
@@ -209,21 +198,26 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
             optimizers=optimizers,
         )
         self._set_sizes()
+        self._check_options(optimizers[0])
+        self._make_ready()
+        self._set_state()
+
+    def _make_ready(self) -> None:
+        """What needs the accelerator, or the sizes of the run."""
+        args, policy = self.args, self.policy_model
         self.callback_handler.remove_callback(DefaultFlowCallback)
         self.callback_handler.callbacks.insert(0, UpdateFlow(self))
         self.add_callback(Watch())
-        self._check_options(optimizers[0])
         if self.is_fsdp_enabled:
             exact_outputs(self.accelerator.state.fsdp_plugin)
         self._place_frozen_models()
         self._compile()
         self.vllm = None
         if args.use_vllm:
-            self.vllm = VLLMSampler(policy, self.accelerator, processing_class, self.stop_token_id, self.args)
+            self.vllm = VLLMSampler(policy, self.accelerator, self.processing_class, self.stop_token_id, args)
         self.decoder = self._make_decoder()
         decay = args.policy_ema_decay
         self.policy_average = None if decay is None else PolicyAverage(policy, decay)
-        self._set_state()
 
     def _set_state(self) -> None:
         """What changes during a run; the first three lines and `policy_average` are in every checkpoint.
@@ -260,6 +254,28 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
             raise ValueError("critic_learning_rate: not with an optimizer of your own; give its groups their rates")
 
     # ---- Models and sizes ----
+
+    def _make_models(
+        self, policy: nn.Module, rewards: tuple, value_model: Any, peft_config: PeftConfig | None, args: PPOConfig
+    ) -> None:
+        """Policy, critic and rewards; a critic of its own is made before adapters enter the policy."""
+        self.adapters: Adapters | None = None
+        if args.critic_backbone == "own":
+            self.rewards = make_rewards(*rewards)
+            self.value_model = self._make_value_model(value_model, policy)
+            self.policy_model = self._make_policy(policy, peft_config, args)
+        else:
+            self.policy_model = self._make_policy(policy, peft_config, args)
+            self._share_backbone(self.policy_model, rewards, value_model, args)
+        weights = args.reward_weights or [1.0] * len(self.rewards)
+        if len(weights) != len(self.rewards):
+            raise ValueError(f"reward_weights: {len(weights)} for {len(self.rewards)} reward functions")
+        self.reward_weights = torch.tensor(weights)
+
+    def _models(self) -> list[nn.Module]:
+        """Every model that there is; with one backbone some are adapters on it."""
+        models = (self.policy_model, self.value_model, self.ref_model, *self._reward_models())
+        return [model for model in models if model is not None]
 
     def _reward_models(self) -> list[PreTrainedModel]:
         return [reward.model for reward in self.rewards if isinstance(reward, ModelReward)]
@@ -341,9 +357,8 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         """Compile the layers of every model, for `torch_compile`, which would otherwise compile the wrapper alone."""
         if self.args.torch_compile:
             self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
-            for model in (self.model, self.ref_model, *self._reward_models()):
-                if model is not None:
-                    compile_layers(model)
+            for model in self._models():
+                compile_layers(model)
 
     def _make_decoder(self) -> Decoder | None:
         """What samples instead of `generate`, where this machine and model can."""
