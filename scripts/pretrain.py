@@ -23,6 +23,7 @@ def main(args, config, model_args, data, stage):
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, set_seed
 
+    from sandan.block_trainer import BlockTrainer
     from sandan.data import load_data
     from sandan.masking import ReproducibleMasking
     from sandan.models import check_vocabulary, load_model, load_tokenizer, model_init_kwargs, require_model
@@ -48,7 +49,7 @@ def main(args, config, model_args, data, stage):
     with config.main_process_first(desc="packing"):
         train = to_blocks(train, tokenizer, args.block_size_tokens, config.dataloader_num_workers or None)
         held_out = to_blocks(held_out, tokenizer, args.block_size_tokens) if held_out is not None else None
-    trainer = GuardedTrainer(
+    trainer = (GuardedTrainer if masked else BlockTrainer)(
         model,
         config,
         ReproducibleMasking(
