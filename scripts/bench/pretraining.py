@@ -11,6 +11,7 @@ first logs (compilation) are left out. Prints JSON: tokens/s, MFU = (6N + 12 L d
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import random
@@ -73,7 +74,10 @@ def run_sandan(args: argparse.Namespace, folder: Path) -> list[float]:
     draw = random.Random(0)
     words = [f"w{number}" for number in range(2, vocabulary)]
     with open(folder / "text.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"text": " ".join(draw.choices(words, k=shape["block"]))}) + "\n" for _ in range(rows + rows // 50 + 2))
+        file.writelines(
+            json.dumps({"text": " ".join(draw.choices(words, k=shape["block"]))}) + "\n"
+            for _ in range(rows + rows // 50 + 2)
+        )
     recipe = settings(args, folder) | {
         "tokenizer_name_or_path": str(folder / "tokenizer"),
         "model_config": shape["model"],
@@ -105,7 +109,8 @@ def run_trainer(args: argparse.Namespace, folder: Path) -> list[float]:
     )
 
     class Clock(TrainerCallback):
-        times: list[float] = []
+        def __init__(self):
+            self.times: list[float] = []
 
         def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
             if "loss" in logs:
@@ -122,7 +127,7 @@ def run_trainer(args: argparse.Namespace, folder: Path) -> list[float]:
     model = AutoModelForCausalLM.from_config(config)
     Trainer(model, TrainingArguments(**options), DefaultDataCollator(), data, callbacks=[clock]).train()
     tokens = rows * shape["block"] * LOGGING_STEPS
-    return [tokens / (after - before) for before, after in zip(clock.times, clock.times[1:], strict=False)]
+    return [tokens / (after - before) for before, after in itertools.pairwise(clock.times)]
 
 
 def run_nanogpt(args: argparse.Namespace, folder: Path) -> list[float]:
@@ -140,11 +145,9 @@ def run_nanogpt(args: argparse.Namespace, folder: Path) -> list[float]:
     step_of = torch.compile(model) if args.compile else model
     marks = []
     for step in range(args.steps):
-        ids = (
-            torch.randint(0, fields["vocab_size"], (rows, shape["block"] + 1)).pin_memory()
-            if device == "cuda"
-            else (torch.randint(0, fields["vocab_size"], (rows, shape["block"] + 1)))
-        )
+        ids = torch.randint(0, fields["vocab_size"], (rows, shape["block"] + 1))
+        if device == "cuda":
+            ids = ids.pin_memory()
         ids = ids.to(device, non_blocking=True)
         with torch.autocast(device, torch.bfloat16):
             _, loss = step_of(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
@@ -156,7 +159,7 @@ def run_nanogpt(args: argparse.Namespace, folder: Path) -> list[float]:
             loss.item()
             marks.append(time.perf_counter())
     tokens = rows * shape["block"] * LOGGING_STEPS
-    return [tokens / (after - before) for before, after in zip(marks, marks[1:], strict=False)]
+    return [tokens / (after - before) for before, after in itertools.pairwise(marks)]
 
 
 RUNNERS = {"sandan": run_sandan, "trainer": run_trainer, "nanogpt": run_nanogpt}
