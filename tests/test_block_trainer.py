@@ -62,3 +62,14 @@ def test_a_compiled_step_has_no_mask(tmp_path):
     torch.compile(model, backend=note)(input_ids=ids, labels=ids)
     assert attention and all(node.kwargs.get("attn_mask") is None for node in attention)
     assert all(node.kwargs["is_causal"] for node in attention)
+
+
+def test_the_residual_stream_is_narrow_under_autocast_alone(tmp_path):
+    model = make_model("llama")
+    BlockTrainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"), DefaultDataCollator())
+    ids, seen = torch.randint(3, 64, (2, 16)), []
+    model.model.layers[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    model(input_ids=ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=ids)
+    assert seen == [torch.float32, torch.bfloat16]
