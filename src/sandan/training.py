@@ -151,15 +151,22 @@ def train_and_save(trainer: "ReliableTrainer", stage: Stage) -> dict[str, float]
     Returns:
         `train_loss`, `train_seconds`, `train_steps`, and `eval_*` after training, `eval_loss_before` among them.
     """
-    before = trainer.evaluate()["eval_loss"] if trainer.eval_dataset is not None else None
+    watched = trainer.eval_dataset is not None
+    if watched and trainer.is_fsdp_enabled:
+        # Model and optimizer are sharded together, when training begins: the first evaluation is made then.
+        trainer.args.eval_on_start = True
+    elif watched:
+        before = trainer.evaluate()["eval_loss"]
     output = train(trainer, stage)
+    if watched and trainer.is_fsdp_enabled:
+        before = next(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
     metrics = {
         "train_loss": trainer.mean_train_loss(),
         "train_steps": output.global_step,
         "train_seconds": round(output.metrics["train_runtime"], 2),
     }
     with kept_if_interrupted(trainer):
-        if before is not None:
+        if watched:
             metrics |= {key: value for key, value in trainer.evaluate().items() if not key.endswith(NOT_METRICS)}
             metrics["eval_loss_before"] = before
         save(trainer, trainer.accelerator.unwrap_model(trainer.model), stage)

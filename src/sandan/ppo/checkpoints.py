@@ -22,18 +22,6 @@ class ResumableTrainer(ReliableTrainer):
     # Means of the updates since the last log; `PPOTrainer` fills it.
     _history: list[dict[str, float]]
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Trainer's, which leaves out sharded weights: they are gathered here, but for checkpoints, which keep shards."""
-        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
-        if plugin is not None and "SHARDED" in str(plugin.state_dict_type):
-            if _internal_call and output_dir is not None:
-                # A checkpoint. Trainer asks whether its folder is there before it writes the shards: ranks would differ
-                # about which checkpoint is the best.
-                Path(output_dir).mkdir(parents=True, exist_ok=True)
-            else:
-                self._save(output_dir, self.accelerator.get_state_dict(self.model))
-        super().save_model(output_dir, _internal_call)
-
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """The policy at the root, the critic in `value_model/`, both plain `from_pretrained` folders.
 
