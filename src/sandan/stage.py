@@ -171,6 +171,7 @@ class Stage:
             "wall_seconds": round(time.monotonic() - self.started_seconds, 2),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "device": describe_device(device),
+            **peak_memory(device),
             "versions": {"python": platform.python_version(), "sandan": __version__}
             | {name: metadata.version(name) for name in VERSIONED},
             "inputs": self.inputs,
@@ -255,6 +256,15 @@ def write_text(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.tmp")
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)
+
+
+def peak_memory(device: str) -> dict[str, float]:
+    """The most memory that tensors took on this process's GPU since it began; nothing of a CPU."""
+    if not device.startswith("cuda"):
+        return {}
+    import torch
+
+    return {"peak_gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}
 
 
 def describe_device(device: str) -> str:
