@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
@@ -224,6 +225,7 @@ class ReliableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._stop.stopped, self._earlier_loss, self._evaluation_due = False, 0.0, False
         self._goes_on = start is not None
+        self._forget_evaluation()
         with interruption.deferred():
             try:
                 output = super().train(None if start is None else str(start), *args, **kwargs)
@@ -240,6 +242,17 @@ class ReliableTrainer(Trainer):
         self._tr_loss.zero_()
         self._globalstep_last_logged = self.state.global_step
         return output
+
+    def _forget_evaluation(self) -> None:
+        """Let several processes train as one, also if the model was evaluated before.
+
+        `evaluate` marks it as prepared, for which accelerate 1.15 then leaves out DDP: each rank would train alone.
+        """
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        alone = self.accelerator.num_processes == 1
+        if not (alone or sharded or isinstance(self.model_wrapped, DistributedDataParallel)):
+            self.model_wrapped = self.model
+            vars(self.model).pop("_is_accelerate_prepared", None)
 
     def _checkpoint(self, wanted: str | bool | None) -> Path | None:
         if not wanted:
