@@ -163,7 +163,9 @@ def test_a_seed_reruns_the_whole_chain(finished):
     assert all("--seed 3" in command for command in commands)
 
 
-@pytest.mark.parametrize("launch", sorted(path.stem for path in (ROOT / "recipes" / "accelerate_configs").iterdir()))
+@pytest.mark.parametrize(
+    "launch", sorted(path.stem for path in (ROOT / "recipes" / "accelerate_configs").glob("*.yaml"))
+)
 def test_launch_picks_the_configuration_of_stages_that_train(checkout, launch):
     for command in planned(checkout, "report", f"LAUNCH={launch}"):
         (stage,) = stages_of([command])
