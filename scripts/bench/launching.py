@@ -134,7 +134,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def words(count: int, dice: random.Random, vocabulary: int = 2000) -> str:
     """Text of `count` tokens of [`make_tokenizer`]."""
-    return " ".join(f"w{dice.randrange(4, vocabulary)}" for _ in range(count))
+    return " ".join(f"w{number}" for number in dice.choices(range(4, vocabulary), k=count))
 
 
 def make_tokenizer(folder: Path, vocabulary: int = 2000) -> str:

@@ -44,6 +44,7 @@ from ppo_parity import ROOT
 # FLOP/s of dense bf16 products, from the vendor's data sheets.
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 LOG_STEPS = 5
+MOST_TOKENS = 8_000_000  # of data; longer runs see them again
 EPISODES = 64  # of one GPU and update
 
 
@@ -137,9 +138,13 @@ class Workshop:
         return write_yaml(self.folder / f"{name}-{processes}.yaml", settings), output
 
     def of_steps(self, mode: Mode, processes: int) -> dict[str, Any]:
+        steps = min(mode.steps[0], MOST_TOKENS // (mode.rows * processes * mode.tokens))
+        loaders = 4 if self.device == "cuda" else 0
         settings = {
             "max_steps": mode.steps[0],
-            "data_files": [self.data(mode, mode.steps[0] * mode.rows * processes)],
+            "data_files": [self.data(mode, steps * mode.rows * processes)],
+            "dataloader_num_workers": loaders,
+            "dataloader_persistent_workers": loaders > 0,
             "include_num_input_tokens_seen": True,
             "ddp_find_unused_parameters": False,
         }

@@ -44,11 +44,13 @@ class Rollout:
 
     Args:
         sampling_logprobs: of each answer's tokens, where another engine than the training forward sampled them.
+        gather_seconds: what it took to gather the policy's weights, where they are in shards.
     """
 
     rows: list[dict[str, Any]]
     completions: list[Completion]
     sampling_logprobs: list[torch.Tensor] | None = None
+    gather_seconds: float | None = None
 
     def prompts(self, tokenizer: "PreTrainedTokenizerBase") -> list[Any]:
         """The prompts as the dataset has them; the decoded text where it has token ids only."""

@@ -31,6 +31,9 @@ def policy_for_generation(model: nn.Module, accelerator: Accelerator, gather: bo
         layers = [one for one in bare.policy.modules() if isinstance(one, FSDPModule)] if gather else []
         for layer in layers:
             layer.set_reshard_after_forward(False, recurse=False)
+            layer.unshard()
+        if layers and accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
         try:
             yield bare
         finally:

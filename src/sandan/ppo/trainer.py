@@ -628,13 +628,15 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         # What finished rows are filled with, and embed, while others go on: a pad id may lie outside the vocabulary.
         config.pad_token_id = self.stop_token_id
         devices = [device] if device.type == "cuda" else []
-        completions = []
+        completions, gather = [], args.ds3_gather_for_generation
         self.model.eval()
+        started = time.perf_counter()
         with (
             torch.random.fork_rng(devices=devices),
             self.accelerator.autocast(),
-            policy_for_generation(self.model_wrapped, self.accelerator, args.ds3_gather_for_generation) as policy,
+            policy_for_generation(self.model_wrapped, self.accelerator, gather) as policy,
         ):
+            gather_seconds = time.perf_counter() - started
             torch.manual_seed(seed)
             for batch in batched(rows, args.local_rollout_forward_batch_size):
                 leave_if_asked(self.accelerator)
@@ -644,11 +646,12 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
                     attention_mask=mask.to(device),
                     generation_config=config,
                     # A rank that gathers for every token must go on until the last one is done.
-                    synced_gpus=self.is_fsdp_enabled and not args.ds3_gather_for_generation or None,
+                    synced_gpus=self.is_fsdp_enabled and not gather or None,
                 )
                 answers = output[:, ids.shape[1] :].tolist()
                 completions += [to_completion(tokenizer, answer, self.stop_token_id) for answer in answers]
-        return Rollout(rows, completions)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return Rollout(rows, completions, gather_seconds=gather_seconds if gather and sharded else None)
 
     def _decode(self, rows: list[dict[str, Any]], seed: int, greedy: bool) -> Rollout:
         """[`sample`] on the decoder."""
@@ -831,6 +834,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
             ).item(),
             **self._component_means(components),
             **sampling_difference(rollout, experience.logprobs, mask, self.accelerator),
+            **({} if rollout.gather_seconds is None else {"time/gather_seconds": rollout.gather_seconds}),
         }
 
     def _component_means(self, components: torch.Tensor) -> dict[str, float]:
