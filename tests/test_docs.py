@@ -28,6 +28,7 @@ DOCUMENTS = [
     "data/README.md",
     "docs/ppo.md",
     "docs/reliability.md",
+    "docs/scaling.md",
     "docs/bad_inputs.md",
     "SECURITY.md",
     "docs/ranking.md",

@@ -1,6 +1,7 @@
 """The one entry point of every `scripts/<stage>.py`: parse, open the stage, run it, turn mistakes into one line."""
 
 import contextlib
+import gc
 import importlib
 import logging
 import os
@@ -49,18 +50,25 @@ def guarded(action: Callable[[], None], interruptible: bool = True) -> None:
         with interruption.handled() if interruptible else contextlib.nullcontext():
             action()
         _part()
+        return
     except Interrupted as error:
-        _part()
-        _leave(f"stopped by {error}; the same command goes on", interruption.REQUEUE_EXIT_CODE)
+        line, code = f"stopped by {error}; the same command goes on", interruption.REQUEUE_EXIT_CODE
     except (GateError, FloatingPointError) as error:
-        _leave(f"error: {error}", 1)
+        line, code = f"error: {error}", 1
     except UserError as error:
-        _leave(f"error: {error}", 2)
+        line, code = f"error: {error}", 2
     except Exception as error:
         if (problem := disk_problem(error)) is None:
             logging.getLogger(__name__).error("This is a fault of the program. Please report it: %s", REPORT)
             raise
-        _leave(f"error: {getattr(error, 'filename', None) or 'a file'}: cannot be read or written: {problem}", 2)
+        line = f"error: {getattr(error, 'filename', None) or 'a file'}: cannot be read or written: {problem}"
+        code = 2
+    # No exception holds the trainer any more: a model of several processes that is taken apart while the interpreter
+    # ends can wait forever for torch's own threads.
+    gc.collect()
+    if code == interruption.REQUEUE_EXIT_CODE:
+        _part()
+    _leave(line, code)
 
 
 def _part() -> None:
