@@ -31,7 +31,7 @@ from launching import about, cause, history, launcher, start, wait, workers
 from ppo_parity import ROOT
 
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.extend([str(ROOT / "src"), str(ROOT / "tests")])
 import faults
 
 

@@ -46,11 +46,10 @@ def guarded(action: Callable[[], None], interruptible: bool = True) -> None:
     Args:
         interruptible: whether SIGTERM and SIGINT are taken over; a server ends by them in its own way.
     """
+    line, code = "", 0
     try:
         with interruption.handled() if interruptible else contextlib.nullcontext():
             action()
-        _part()
-        return
     except Interrupted as error:
         line, code = f"stopped by {error}; the same command goes on", interruption.REQUEUE_EXIT_CODE
     except (GateError, FloatingPointError) as error:
@@ -66,9 +65,10 @@ def guarded(action: Callable[[], None], interruptible: bool = True) -> None:
     # No exception holds the trainer any more: a model of several processes that is taken apart while the interpreter
     # ends can wait forever for torch's own threads.
     gc.collect()
-    if code == interruption.REQUEUE_EXIT_CODE:
+    if code in (0, interruption.REQUEUE_EXIT_CODE):
         _part()
-    _leave(line, code)
+    if code:
+        _leave(line, code)
 
 
 def _part() -> None:
