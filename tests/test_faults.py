@@ -17,7 +17,7 @@ from conftest import ROOT, TEXTS
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 
-from sandan import checkpoints, interruption
+from sandan import checkpoints, cli, interruption
 from sandan.checkpoints import MANIFEST, choose, newest_whole, numbered, problem_of
 from sandan.errors import Interrupted, UserError
 from sandan.masking import ReproducibleMasking
@@ -467,7 +467,6 @@ def on_two_ranks(folder, moment):
         resumed.train(resume_from_checkpoint=True)
         same = equal(weights(whole), weights(resumed))
     (folder / f"{rank}.json").write_text(json.dumps({"seen": seen, "step": step, "same": same}))
-    torch.distributed.destroy_process_group()
 
 
 def spoil(trainer):
@@ -498,4 +497,4 @@ def test_all_ranks_stop_together_where_one_must(tmp_path, moment, step):
 
 
 if __name__ == "__main__":
-    on_two_ranks(Path(sys.argv[1]), sys.argv[2])
+    cli.guarded(lambda: on_two_ranks(Path(sys.argv[1]), sys.argv[2]))

@@ -243,8 +243,6 @@ def ppo_here(output: Path, work: Path, device: str) -> None:
     )
     trainer.train()
     trainer.save_state()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def main() -> None:
@@ -259,7 +257,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.here:
-        ppo_here(args.here, args.work, args.device)
+        from sandan.cli import guarded
+
+        guarded(lambda: ppo_here(args.here, args.work, args.device))
         return
     started, results = time.monotonic(), {}
     with tempfile.TemporaryDirectory(prefix="faults-") as name:

@@ -62,20 +62,26 @@ def guarded(action: Callable[[], None], interruptible: bool = True) -> None:
             raise
         line = f"error: {getattr(error, 'filename', None) or 'a file'}: cannot be read or written: {problem}"
         code = 2
-    # No exception holds the trainer any more: a model of several processes that is taken apart while the interpreter
-    # ends can wait forever for torch's own threads.
-    gc.collect()
-    if code in (0, interruption.REQUEUE_EXIT_CODE):
-        _part()
+    # Here, where no exception holds the trainer any more.
+    _part(together=code in (0, interruption.REQUEUE_EXIT_CODE))
     if code:
         _leave(line, code)
 
 
-def _part() -> None:
-    """Leave the other processes, where all of them leave: torch may abort a process that exits as one of a group."""
+def _part(together: bool) -> None:
+    """Take leave of the other processes, if there are any.
+
+    torch may abort a process that exits as one of a group, and one that takes apart a model of several processes while
+    the interpreter ends can wait forever for torch's own threads.
+
+    Args:
+        together: whether all of them leave.
+    """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+        gc.collect()
+        if together:
+            distributed.destroy_process_group()
 
 
 def _leave(line: str, code: int) -> NoReturn:
