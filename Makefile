@@ -52,7 +52,7 @@ demo: ## Set up, run the whole chain on the embedded data, print the table (2 co
 
 .PHONY: test
 test: $(VENV)/.ready ## Set up, run every test, the embedded chain included
-	$(BIN)/python -m pytest $(WORKERS)
+	$(BIN)/python -m pytest $(WORKERS) -m "not launch"
 
 .PHONY: setup
 setup: ## Make .venv and install the pinned packages (EXTRAS=dev,gpu adds more)
@@ -156,6 +156,10 @@ test-faults: $(VENV)/.ready ## Kill every training stage KILLS times in each way
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 		$(BIN)/python tests/faults.py "$$folder/runs" --kills $(KILLS) 2> "$$folder/log" || { tail -5 "$$folder/log"; exit 1; }
 
+.PHONY: test-launch
+test-launch: $(VENV)/.ready ## The benchmarks of several GPUs on two CPU processes: equal to one, killed and resumed (minutes)
+	$(BIN)/python -m pytest -m launch
+
 ##@ Development
 .PHONY: data
 data: $(VENV)/.ready ## Write data/ again from the world's code (the same bytes)
@@ -171,7 +175,7 @@ quality: $(VENV)/.ready ## Check format and lint
 
 .PHONY: test-fast
 test-fast: $(VENV)/.ready ## The tests without the slow ones and the embedded chain
-	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not e2e"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not e2e and not launch"
 
 .PHONY: clean
 clean: ## Remove the outputs of RECIPE

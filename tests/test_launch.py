@@ -218,6 +218,7 @@ def bench(script, *options):
     return json.loads(done.stdout)
 
 
+@pytest.mark.launch
 def test_weak_scaling_is_measured():
     found = bench("scaling.py", "--shape", "tiny", "--gpus", "1", "2", "--modes", "pretrain_ddp", "ppo_ddp")
     for name, pace in (("pretrain_ddp", "tokens_per_second"), ("ppo_ddp", "episodes_per_second")):
@@ -226,6 +227,7 @@ def test_weak_scaling_is_measured():
     assert 0.5 < sum(found["results"]["ppo_ddp"]["2"]["shares"].values()) <= 1
 
 
+@pytest.mark.launch
 def test_two_processes_are_one_and_survive_the_death_of_one():
     cases = bench("scaling_faults.py", "--cases", "equal_pretrain_ddp", "equal_ppo_ddp", "faults_pretrain_ddp")[
         "cases"
