@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 import yaml
 from conftest import ROOT
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from trl import ModelConfig, SFTConfig
 
@@ -299,6 +299,7 @@ def test_any_recipe_is_settings_or_one_line(content, tmp_path):
         st.text(max_size=6) | WORDS.map("--{}".format) | st.sampled_from(["--seed=1", "--", "-x"]), max_size=4
     )
 )
+@example(argv=["\n"])
 def test_any_command_line_is_settings_or_one_line(argv):
     try:
         StrictParser([Arguments]).parse(argv)

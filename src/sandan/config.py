@@ -165,6 +165,7 @@ class StrictParser(TrlParser):
 
     def _unknown(self, place: str, key: str, prefix: str = "") -> NoReturn:
         name = key.removeprefix("--").replace("-", "_")
+        key = key if key.isprintable() else repr(key)
         if name in REMOVED_KEYS:
             raise UserError(f"{place}: {key}: removed from this release; use {REMOVED_KEYS[name]}")
         close = difflib.get_close_matches(name, self.hints, n=1, cutoff=0.6)
