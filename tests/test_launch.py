@@ -72,7 +72,9 @@ def result(output):
 # ---- Shards ----
 
 
-@pytest.mark.parametrize("stage", ["clm", "sft", "reward"])
+@pytest.mark.parametrize(
+    "stage", ["clm", *(pytest.param(stage, marks=pytest.mark.launch) for stage in ("sft", "reward"))]
+)
 def test_a_sharded_stage_leaves_a_whole_model(folder, stage):
     output = folder / f"sharded-{stage}"
     launch = [*LAUNCH, "--config_file", str(CONFIGS / "fsdp2.yaml"), "--num_processes", "2", "--mixed_precision", "no"]
