@@ -29,6 +29,9 @@ STAGES := tokenizer pretrain pretrain_mlm sft candidates rank preferences reward
 # The stages that this recipe has.
 CHAIN := $(foreach stage,$(STAGES),$(if $(wildcard $(RECIPE_DIR)/$(stage).yaml),$(stage)))
 CPU_ONLY := tokenizer rank preferences report
+# One process on the CPU needs no launcher, which takes 2.5 s to start: what recipes/accelerate_configs/cpu.yaml says.
+LAUNCHER_cpu := ACCELERATE_USE_CPU=true $(BIN)/python
+launcher = $(or $(LAUNCHER_$(1)),$(BIN)/accelerate launch --config_file recipes/accelerate_configs/$(1).yaml --quiet)
 
 ifeq ($(wildcard $(RECIPE_DIR)),)
 $(error RECIPE=$(RECIPE): no such recipe; there are: $(filter-out accelerate_configs,$(notdir $(wildcard recipes/*))))
@@ -108,7 +111,7 @@ data_of = $(wildcard $(shell grep -oE '\b(data|annotations)/[A-Za-z0-9_./-]+' $(
 define stage_rule
 $(OUT)/$(1)/result.json: $(RECIPE_DIR)/$(1).yaml scripts/$(call script_of,$(1)).py $(call data_of,$(1)) $(call needs,$(1),$(2)) $(if $(call forced,$(1)),force)
 	@printf '\n\033[1m── %s ──\033[0m\n' "$(RECIPE): $(1)"
-	@$(BIN)/accelerate launch --config_file recipes/accelerate_configs/$(if $(filter $(1),$(CPU_ONLY)),cpu,$(LAUNCH)).yaml --quiet \
+	@$(call launcher,$(if $(filter $(1),$(CPU_ONLY)),cpu,$(LAUNCH))) \
 		scripts/$(call script_of,$(1)).py --config $(RECIPE_DIR)/$(1).yaml $(if $(SEED),--seed $(SEED)) $(if $(filter $(1),$(ONLY)),$(ARGS))
 endef
 $(eval $(call stage_rule,tokenizer,))

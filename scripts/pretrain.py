@@ -25,10 +25,16 @@ def main(args, config, model_args, data, stage):
 
     from sandan.block_trainer import BlockTrainer
     from sandan.data import load_data
-    from sandan.masking import ReproducibleMasking
-    from sandan.models import check_vocabulary, load_model, load_tokenizer, model_init_kwargs, require_model
-    from sandan.pretraining import bits_per_byte, bytes_per_token, masked_accuracy, new_model, to_blocks
-    from sandan.trainer import GuardedTrainer
+    from sandan.models import (
+        check_reading,
+        check_vocabulary,
+        load_model,
+        load_tokenizer,
+        model_init_kwargs,
+        require_model,
+    )
+    from sandan.order import OrderedTrainer
+    from sandan.pretraining import bits_per_byte, bytes_per_token, make_collator, masked_accuracy, new_model, to_blocks
     from sandan.training import set_stop_token, train_and_save
 
     masked = args.objective == "mlm"
@@ -42,6 +48,7 @@ def main(args, config, model_args, data, stage):
     else:
         model = new_model(args, tokenizer)
     check_vocabulary(model.config, tokenizer, args.tokenizer_name_or_path)
+    check_reading(tokenizer, args.tokenizer_name_or_path, model.config)
     if not masked:
         set_stop_token(model, tokenizer)
 
@@ -49,12 +56,10 @@ def main(args, config, model_args, data, stage):
     with config.main_process_first(desc="packing"):
         train = to_blocks(train, tokenizer, args.block_size_tokens, config.dataloader_num_workers or None)
         held_out = to_blocks(held_out, tokenizer, args.block_size_tokens) if held_out is not None else None
-    trainer = (GuardedTrainer if masked else BlockTrainer)(
+    trainer = (OrderedTrainer if masked else BlockTrainer)(
         model,
         config,
-        ReproducibleMasking(
-            tokenizer, mlm=masked, mlm_probability=args.mlm_probability if masked else None, seed=config.seed
-        ),
+        make_collator(args, tokenizer, config.seed),
         train,
         held_out,
         processing_class=tokenizer,

@@ -22,6 +22,8 @@ COLUMNS = [("prompt", "chosen", "rejected"), ("chosen", "rejected")]
 
 
 def main(args, config, model_args, data, stage):
+    import torch
+
     from sandan.data import load_data
     from sandan.errors import UserError
     from sandan.models import load_tokenizer, require_model
@@ -53,6 +55,8 @@ def main(args, config, model_args, data, stage):
     dropped = count_dropped(train, trainer.train_dataset, config.max_length, "training pairs")
     metrics = train_and_save(trainer, stage) | {"dropped_rows": dropped}
     model = trainer.accelerator.unwrap_model(trainer.model)
+    # Scored with a cache and padding, each layer would be a case of its own to compile.
+    torch.compiler.set_stance("force_eager")
     if held_out_rows:
         measured, diagnosis = evaluate_pairs(model, tokenizer, held_out_rows, args.oracle)
         metrics |= measured

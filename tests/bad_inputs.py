@@ -161,6 +161,7 @@ CASES = {
         option('--model_config {"hidden_size":8}', "pretrain"),
         option('--model_config {"model_type":"llama","hiden_size":8}', "pretrain"),
         option('--model_config {"model_type"', "pretrain"),
+        option('--model_config {"model_type":"qwen2","hidden_size":64,"num_hidden_layers":1}', "pretrain"),
         option("--num_mini_batches 0", "ppo"),
         option("--temperature 0", "ppo"),
         option("--kl_estimator k4", "ppo"),

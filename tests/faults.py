@@ -83,7 +83,8 @@ def prepare(folder: Path) -> None:
         for suffix, part in (("", content[:-16]), ("_eval", content[-16:])):
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in part)
             (folder / f"{name}{suffix}.jsonl").write_text("".join(lines), encoding="utf-8")
-    forked(lambda: make_models(folder, texts))
+    if forked(lambda: make_models(folder, texts)):
+        raise RuntimeError("the models could not be made; the cause is above")
 
 
 def make_models(folder: Path, texts: list[str]) -> None:

@@ -119,7 +119,7 @@ def test_broken_conversations(rows, wanted, refusal):
         ("a.json", '[{"text": "a"}, {"text": null}]', "row 2: columns ['text (null)'], expected text"),
         ("a.parquet", "junk", "a.parquet"),
         ("a.jsonl.gz", ROW, "a.jsonl.gz: cannot be read"),
-        ("a.jsonl.gz", gzip.compress(ROW * 50)[:20], "a.jsonl.gz: cannot be read"),
+        ("a.jsonl.gz", gzip.compress(ROW * 50, mtime=0)[:20], "a.jsonl.gz: cannot be read"),
     ],
 )
 def test_other_broken_files(name, content, wanted, refusal):
@@ -141,10 +141,10 @@ def test_missing_files(refusal, here):
     [
         ("a.jsonl", b"\xef\xbb\xbf" + ROW + b"\n  \n" + b'{"text": "b"}'),
         ("a.jsonl", b'{"text": "a", "extra": 1}\r\n{"text": "b", "extra": null}\r\n'),
-        ("a.jsonl.gz", gzip.compress(ROW + b'{"text": "b"}\n')),
+        ("a.jsonl.gz", gzip.compress(ROW + b'{"text": "b"}\n', mtime=0)),
         ("a.json", b'[{"text": "a"}, {"text": "b"}]'),
         ("a.csv", b"text\na\nb\n"),
-        ("a.csv.gz", gzip.compress(b"text\na\nb\n")),
+        ("a.csv.gz", gzip.compress(b"text\na\nb\n", mtime=0)),
         ("a.txt", b"a\nb\n"),
     ],
 )

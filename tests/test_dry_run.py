@@ -98,7 +98,7 @@ def test_settings_say_where_they_come_from(here, dry):
     _, out, _ = dry("sft", "--learning_rate", "1e-4", "--seed=3")
     assert re.search(r"  learning_rate: 0\.0001  .*command line", out)
     assert re.search(r"  seed: 3  .*command line", out)
-    assert re.search(r"  num_train_epochs: 2\.0  .*recipes/tiny/sft\.yaml:11", out)
+    assert re.search(r"  num_train_epochs: 4\.0  .*recipes/tiny/sft\.yaml:11", out)
     default = next(line for line in out.splitlines() if "  default: " in line)
     assert "weight_decay=0.0" in default and "learning_rate" not in default
 

@@ -73,12 +73,19 @@ def result(output):
 
 
 @pytest.mark.parametrize(
-    "stage", ["clm", *(pytest.param(stage, marks=pytest.mark.launch) for stage in ("sft", "reward"))]
+    "launch_file, stage",
+    [
+        ("fsdp2", "clm"),
+        *(pytest.param("fsdp2", stage, marks=pytest.mark.launch) for stage in ("sft", "reward")),
+        *(pytest.param("zero3", stage, marks=pytest.mark.launch) for stage in ("clm", "sft", "reward")),
+    ],
 )
-def test_a_sharded_stage_leaves_a_whole_model(folder, stage):
-    output = folder / f"sharded-{stage}"
-    launch = [*LAUNCH, "--config_file", str(CONFIGS / "fsdp2.yaml"), "--num_processes", "2", "--mixed_precision", "no"]
-    launch += ["--main_process_port", "0", str(ROOT / "tests" / "fsdp_on_cpu.py")]
+def test_a_sharded_stage_leaves_a_whole_model(folder, launch_file, stage):
+    if launch_file == "zero3":
+        pytest.importorskip("deepspeed")
+    output = folder / f"{launch_file}-{stage}"
+    launch = [*LAUNCH, "--config_file", str(CONFIGS / f"{launch_file}.yaml"), "--num_processes", "2"]
+    launch += ["--mixed_precision", "no", "--main_process_port", "0", str(ROOT / "tests" / "shards_on_cpu.py")]
     done = subprocess.run(
         [*launch, *arguments(stage, folder, output)],
         check=False,
@@ -89,7 +96,9 @@ def test_a_sharded_stage_leaves_a_whole_model(folder, stage):
         timeout=SECONDS,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (newest_whole(output) / "pytorch_model_fsdp_0").is_dir()
+    checkpoint = newest_whole(output)
+    shards = "pytorch_model_fsdp_0" if launch_file == "fsdp2" else f"global_step{checkpoint.name.rpartition('-')[2]}"
+    assert (checkpoint / shards).is_dir()
     kind = AutoModelForSequenceClassification if stage == "reward" else AutoModelForCausalLM
     model, loading = kind.from_pretrained(output, output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"]

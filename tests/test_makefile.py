@@ -32,7 +32,8 @@ def make_checkout(folder):
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv").mkdir()
     # The environment that runs the tests. Its marker keeps make from installing anything.
-    (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    for part in ("bin", "lib", "pyvenv.cfg"):
+        (folder / ".venv" / part).symlink_to(Path(sys.prefix) / part)
     (folder / ".venv" / ".ready").touch()
     return folder
 
@@ -55,11 +56,11 @@ def make(checkout, *arguments, timeout=60):
 
 
 def planned(checkout, *arguments):
-    """The `accelerate launch` commands that make would run, in order."""
+    """The commands with which make would start stages, in order."""
     done = make(checkout, "-n", *arguments)
     assert done.returncode == 0, done.stderr
     assert "pip install" not in done.stdout
-    return [line for line in done.stdout.splitlines() if "accelerate launch" in line]
+    return [line for line in done.stdout.splitlines() if " --config recipes/" in line]
 
 
 def stages_of(commands):
@@ -169,8 +170,10 @@ def test_a_seed_reruns_the_whole_chain(finished):
 def test_launch_picks_the_configuration_of_stages_that_train(checkout, launch):
     for command in planned(checkout, "report", f"LAUNCH={launch}"):
         (stage,) = stages_of([command])
-        wanted = "cpu" if stage in ("tokenizer", "rank", "preferences", "report") else launch
-        assert f"--config_file recipes/accelerate_configs/{wanted}.yaml" in command
+        if launch == "cpu" or stage in ("tokenizer", "rank", "preferences", "report"):
+            assert command.startswith("ACCELERATE_USE_CPU=true .venv/bin/python scripts/")
+        else:
+            assert f"accelerate launch --config_file recipes/accelerate_configs/{launch}.yaml" in command
 
 
 def test_both_kinds_of_pretraining_use_one_script(checkout):

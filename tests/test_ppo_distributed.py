@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import unittest.mock
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from sandan import PPOConfig, PPOTrainer
+from sandan.decoding import Decoder
+from sandan.models import load_reward_model
 
 
 FSDP2 = ROOT / "recipes" / "accelerate_configs" / "fsdp2.yaml"
@@ -39,7 +42,7 @@ SAVED = {
 
 
 def make(folder, trainer_class=PPOTrainer, processes=2, **kwargs):
-    """A run of three updates of two steps, eight answers each, with tied embeddings as most real models have."""
+    """A run of three updates of two steps, eight answers each."""
     settings = {
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 4 // processes,
@@ -63,12 +66,22 @@ def make(folder, trainer_class=PPOTrainer, processes=2, **kwargs):
         assert args.device.type == "cpu"
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return trainer_class(
-        base.make_policy(tie_word_embeddings=True),
-        base.make_classifier(),
+        *make_models(folder.parent),
         args,
         train_dataset=base.make_dataset(12),
         eval_dataset=base.make_dataset(5),
         processing_class=base.make_tokenizer(),
+    )
+
+
+def make_models(folder):
+    """Policy, with tied embeddings as most real models have, and reward model: of the folder's files, if there are."""
+    if not (folder / "policy").is_dir():
+        return base.make_policy(tie_word_embeddings=True), base.make_classifier()
+    # Under `fsdp_cpu_ram_efficient_loading` these have weights on the first process only.
+    return (
+        AutoModelForCausalLM.from_pretrained(folder / "policy"),
+        AutoModelForSequenceClassification.from_pretrained(folder / "classifier"),
     )
 
 
@@ -122,6 +135,9 @@ def train_in_shards(folder):
     mixed = make(folder / "bf16", bf16=True, total_episodes=8, num_ppo_epochs=1, num_mini_batches=1, logging_steps=1)
     mixed.train()
     found["bf16"] = timeless(mixed)
+    judge = load_reward_model(str(folder / "classifier"))
+    found["loaded"] = gather_object([float(sum(one.sum() for one in judge.parameters()))])
+    found["decoded"] = decoded(whole)
     found["gathers"], found["answers"] = zip(*(count_gathers(whole, gather) for gather in (True, False)), strict=True)
     if fixed.accelerator.is_main_process:
         (folder / "found.json").write_text(json.dumps(found))
@@ -129,6 +145,16 @@ def train_in_shards(folder):
 
 def evaluations(trainer):
     return [log["eval_objective/kl"] for log in trainer.state.log_history if "eval_objective/kl" in log]
+
+
+def decoded(trainer):
+    """Greedy answers of the decoder, which has gathered the weights, and of `generate`."""
+    decoder = Decoder(base.make_policy(tie_word_embeddings=True), 4, trainer.args.response_length, torch.float32)
+    found = [trainer.sample(trainer.train_dataset.select(range(3)).to_list(), seed=0, greedy=True)]
+    with unittest.mock.patch.object(trainer, "decoder", decoder):
+        found.append(trainer.sample(trainer.train_dataset.select(range(3)).to_list(), seed=0, greedy=True))
+    assert found[1].gather_seconds is not None
+    return [[one.token_ids for one in rollout.completions] for rollout in found]
 
 
 def count_gathers(trainer, gather):
@@ -145,15 +171,17 @@ def count_gathers(trainer, gather):
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
+    for name, model in zip(("policy", "classifier"), make_models(folder), strict=True):
+        model.save_pretrained(folder / name)
     settings = ("--config_file", FSDP2, "--num_processes", 2, "--mixed_precision", "no", "--main_process_port", 0)
     on_two_processes("train_in_shards", folder, "accelerate.commands.launch", *settings)
     return folder, json.loads((folder / "found.json").read_text())
 
 
 @pytest.mark.slow
-def test_shards_make_the_run_of_one_process(shards, tmp_path):
+def test_shards_make_the_run_of_one_process(shards):
     folder, found = shards
-    one = make(tmp_path, base.FixedAnswers, processes=1)
+    one = make(folder / "one", base.FixedAnswers, processes=1)
     one.train()
     assert len(found["fixed"]) == len(timeless(one)) == 3
     for first, second in zip(timeless(one), found["fixed"], strict=True):
@@ -164,6 +192,12 @@ def test_shards_make_the_run_of_one_process(shards, tmp_path):
     for loaded, trained in ((policy, one.policy_model), (critic, one.value_model)):
         for name, tensor in trained.state_dict().items():
             assert torch.allclose(loaded.state_dict()[name], tensor, atol=1e-4), name
+
+
+@pytest.mark.slow
+def test_every_rank_has_the_weights_of_a_model_that_is_not_sharded(shards):
+    first, second = shards[1]["loaded"]
+    assert first == second != 0
 
 
 @pytest.mark.slow
@@ -200,6 +234,13 @@ def test_sharded_sampling_gathers_each_layer_once_or_for_every_token(shards):
     assert answer == same
     assert once <= LAYERS + 1
     assert always >= LAYERS * len(answer)
+
+
+@pytest.mark.slow
+def test_the_decoder_gathers_the_weights_that_generate_reads(shards):
+    generated, decoded = shards[1]["decoded"]
+    assert len(generated) == 3
+    assert generated == decoded
 
 
 # ---- DDP ----

@@ -16,7 +16,7 @@ from test_ppo_trainer import ONE, assert_equal_weights, share_of_w5, updates, we
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from sandan import PPOConfig, PPOTrainer, interruption
+from sandan import PPOConfig, PPOTrainer, compilation, interruption
 from sandan.checkpoints import newest_whole
 from sandan.errors import GateError, Interrupted
 from sandan.generation import Completion
@@ -186,6 +186,25 @@ def test_the_average_policy_is_the_decayed_sum_of_all_steps(tiny, tmp_path, adap
     assert (tmp_path / "out" / "ema_policy" / "tokenizer.json").is_file()
     with pytest.raises(ValueError, match="float32"):
         tiny(policy_ema_decay=0.5, model=base.make_policy().bfloat16())
+
+
+def test_compiled_layers_of_one_kind_share_what_is_compiled(tiny, monkeypatch):
+    """Sampling and rewards too: with a cache each layer would be a case of its own, and past a limit none is compiled."""
+
+    def graphs(layers):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        trainer = tiny(
+            model=base.make_policy(num_hidden_layers=layers),
+            reward=base.make_classifier(num_hidden_layers=layers),
+            torch_compile=True,
+        )
+        trainer.train()
+        assert updates(trainer)[0]["val/ratio"] == pytest.approx(1, abs=0.1)
+        return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+    monkeypatch.setattr(compilation, "BACKEND", "eager")
+    assert 0 < graphs(2) == graphs(5)
 
 
 # ---- Samples and guards ----

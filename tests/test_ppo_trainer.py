@@ -375,7 +375,7 @@ def test_it_learns_what_the_reward_asks_for(tiny):
         reward=share_of_w5,
         per_device_train_batch_size=32,
         gradient_accumulation_steps=1,
-        total_episodes=32 * 16,
+        total_episodes=32 * 20,
         learning_rate=5e-3,
         kl_coef=0.01,
     )

@@ -1,5 +1,6 @@
 """The reward model's loss, its diagnostics, and the refusal of a split that leaks."""
 
+import itertools
 import math
 import random
 
@@ -10,7 +11,7 @@ from datasets import Dataset
 
 from sandan.errors import UserError
 from sandan.reward import check_disjoint, diagnose
-from sandan.reward_trainer import GroupedRewardTrainer, prompt_weights
+from sandan.reward_trainer import GroupedRewardTrainer, GroupedSampler, Remembering, prompt_weights
 
 
 def pairs(prompts=6):
@@ -46,7 +47,15 @@ def loss_of(trainer):
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.model.train()
     with torch.no_grad():
-        return trainer.compute_loss(trainer.model, batch).item(), batch
+        return trainer.compute_loss(trainer.model, batch).item()
+
+
+def as_trl_collates(trainer):
+    """The batch of [`loss_of`], padded and with repeats."""
+    from trl.trainer.reward_trainer import DataCollatorForPreference
+
+    collate = DataCollatorForPreference(trainer.processing_class.pad_token_id)
+    return collate([trainer.train_dataset[index] for index in trainer._get_train_sampler()])
 
 
 def test_weights_make_every_prompt_count_the_same():
@@ -60,11 +69,12 @@ def test_weights_make_every_prompt_count_the_same():
 @pytest.mark.parametrize("center", [None, 0.1])
 def test_weighted_loss_is_the_mean_over_prompts_of_their_mean_loss(tmp_path, tiny_config, tokenizer, center):
     rows = [{key: value for key, value in row.items() if key != "margin"} for row in pairs()]
-    plain, batch = loss_of(trainer_of(rows, tmp_path, tiny_config, tokenizer, center_rewards_coefficient=center))
+    plain = loss_of(trainer_of(rows, tmp_path, tiny_config, tokenizer, center_rewards_coefficient=center))
     weights = prompt_weights([row["prompt_id"] for row in rows])
     weighted = [row | {"weight": weight} for row, weight in zip(rows, weights, strict=True)]
     trainer = trainer_of(weighted, tmp_path, tiny_config, tokenizer, center_rewards_coefficient=center)
-    found, batch = loss_of(trainer)
+    found = loss_of(trainer)
+    batch = as_trl_collates(trainer)
     scores = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1)
     chosen, rejected = scores.detach().chunk(2)
     losses = -torch.nn.functional.logsigmoid(chosen - rejected)
@@ -80,9 +90,57 @@ def test_without_weights_the_loss_is_trls(tmp_path, tiny_config, tokenizer):
     from trl import RewardTrainer
 
     trainer = trainer_of(pairs(), tmp_path, tiny_config, tokenizer)
-    found, batch = loss_of(trainer)
+    found = loss_of(trainer)
     with torch.no_grad():
-        assert found == pytest.approx(RewardTrainer.compute_loss(trainer, trainer.model, dict(batch)).item(), rel=1e-6)
+        expected = RewardTrainer.compute_loss(trainer, trainer.model, as_trl_collates(trainer)).item()
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_rows_are_tokenized_as_trl_does_but_each_once(tmp_path, tiny_config, tokenizer):
+    from trl import RewardTrainer
+
+    turns = [[{"role": "user", "content": text}] for text in ("cow?", "frog?")]
+    rows = [
+        {
+            "prompt": turns[number % 2],
+            **{side: [{"role": "assistant", "content": text}] for side, text in sides.items()},
+        }
+        for number, sides in enumerate(
+            [{"chosen": "grass", "rejected": "pond"}, {"chosen": "pond", "rejected": "a"}] * 9
+        )
+    ]
+    trainer = trainer_of(rows, tmp_path, tiny_config, tokenizer)
+    expected = RewardTrainer._prepare_dataset(trainer, Dataset.from_list(rows), tokenizer, trainer.args, "train")
+    assert trainer.train_dataset["chosen_ids"][:] == expected["chosen_ids"][:]
+    assert trainer.train_dataset["rejected_ids"][:] == expected["rejected_ids"][:]
+    asked = Remembering(tokenizer)
+    for row in rows:
+        asked.apply_chat_template(row["prompt"] + row["chosen"], tokenize=True)
+    assert len(asked.seen) == 2
+
+
+def test_groups_of_like_length_follow_each_other_and_stay_whole():
+    random.seed(0)
+    lengths = {f"p{number}": random.randint(10, 60) for number in range(300)}
+    groups = [name for name in lengths for _ in range(10)]
+    sampler = GroupedSampler(groups, 3, [lengths[name] for name in groups])
+    order = [groups[index] for index in sampler]
+    assert sorted(order) == sorted(groups)
+    names = order[::10]
+    assert all(order[at : at + 10] == [name] * 10 for at, name in zip(range(0, 3000, 10), names, strict=True))
+    spread = [abs(lengths[a] - lengths[b]) for a, b in itertools.pairwise(names)]
+    assert sum(spread) / len(spread) < 1
+    sampler.set_epoch(1)
+    assert [groups[index] for index in sampler] != order
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_batches_of_like_length_train_and_are_evaluated(grouped, tmp_path, tiny_config, tokenizer):
+    rows = [row if grouped else {name: row[name] for name in ("prompt", "chosen", "rejected")} for row in pairs()]
+    trainer = trainer_of(rows, tmp_path, tiny_config, tokenizer, train_sampling_strategy="group_by_length")
+    assert sorted(trainer._get_train_sampler()) == list(range(len(pairs())))
+    assert trainer.train().global_step == 1
+    assert math.isfinite(trainer.evaluate(Dataset.from_list(pairs(2)))["eval_loss"])
 
 
 # ------------------------------------------------------------------------------------------------------- diagnostics

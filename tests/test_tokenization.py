@@ -3,10 +3,10 @@
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from sandan.errors import UserError
-from sandan.models import load_tokenizer
+from sandan.models import check_reading, load_tokenizer
 from sandan.tokenization import ROLES, texts_of, train_tokenizer
 
 
@@ -87,3 +87,12 @@ def test_texts_of_every_form_of_data():
     rows.append({"prompt": CHAT[1:2], "completion": CHAT[2:3]})
     question, answer = CHAT[1]["content"], CHAT[2]["content"]
     assert list(texts_of(rows)) == ["a", "b", "c", question, answer, question, answer]
+
+
+def test_a_model_whose_kind_would_read_the_tokenizer_otherwise_is_refused(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    for kind in ("llama", "qwen3", "gpt2", "modernbert"):
+        check_reading(loaded, str(tmp_path), AutoConfig.for_model(kind))
+    with pytest.raises(UserError, match="'qwen2' transformers reads every tokenizer as Qwen2Tokenizer.*model_type"):
+        check_reading(loaded, str(tmp_path), AutoConfig.for_model("qwen2"))

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import yaml
 from ppo_parity import ROOT, processor
-from rollouts import SHAPE
+from rollouts import AS_LLAMA
 
 
 CONFIGS = ROOT / "recipes" / "accelerate_configs"
@@ -42,7 +42,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "1b": LLAMA
     | {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32}
     | {"num_key_value_heads": 4},
-    "0.5b": {"model_type": "qwen2", **SHAPE},
+    "0.5b": AS_LLAMA,
 }
 
 

@@ -75,16 +75,20 @@ def make_trainer(side: str, folder: Path, case: dict[str, Any], prompts: list[li
     """The same call on both sides; only the import differs."""
     if side == "sandan":
         from sandan import PPOConfig, PPOTrainer
+
+        # Whose `generate` gives the answers of the case (force_answers).
+        own = {"rollout_engine": "generate"}
     else:
         from trl.experimental.ppo import PPOConfig, PPOTrainer
 
+        own = {}
     models = {name: auto_class.from_pretrained(folder / name) for name, auto_class in MODELS.items()}
     for name, value in case["generation"].items():
         setattr(models["model"].generation_config, name, value)
     force_answers(models["model"], prompts, [case["answers"][str(prompt)] for prompt in prompts])
     dataset = Dataset.from_dict({"input_ids": prompts})
     return PPOTrainer(
-        args=PPOConfig(output_dir=str(folder / side / "run"), **case["settings"]),
+        args=PPOConfig(output_dir=str(folder / side / "run"), **case["settings"], **own),
         processing_class=AutoTokenizer.from_pretrained(folder / "tokenizer", padding_side="left"),
         train_dataset=dataset,
         eval_dataset=dataset,

@@ -7,8 +7,8 @@
 "0.5b": four models of random weights in Qwen2.5-0.5B's shape, bfloat16 weights, prompts of 128 tokens, answers of 256.
 "0.9m": a model for the CPU, float32, prompts of 16 tokens, answers of 20. Both: 64 episodes an update, 4 PPO epochs. The
 sides take turns, `--rounds` times; the first updates (compilation, recording) are left out. "one_backbone" is sandan with
-LoRA adapters for policy and critic on one frozen backbone. On the GPU its micro-batch, like TRL's, is 8 rows; on the CPU
-every side takes all 64 at once. TRL is looked for in the environment that ppo_parity.py makes. Prints JSON.
+LoRA adapters for policy and critic on one frozen backbone. On the GPU TRL's micro-batch is 8 rows; on the CPU every
+side takes all 64 at once. TRL is looked for in the environment that ppo_parity.py makes. Prints JSON.
 """
 
 import argparse
@@ -158,11 +158,11 @@ def run_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
     """The same in a process of its own, with the packages of that side."""
     source = str(ROOT / "src") if side != "trl" else str(args.trl_path or "")
     path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH", ""))))
-    micro_batch = EPISODES if args.shape == "0.9m" else args.micro_batch if side == "sandan" else 8
+    micro_batch = EPISODES if args.shape == "0.9m" else args.micro_batch if side != "trl" else 8
     python = args.env_dir / "bin" / "python" if side == "trl" and not args.trl_path else sys.executable
     command = [str(python), __file__, "--here", side, "--shape", args.shape, "--micro_batch", str(micro_batch)]
     command += ["--updates", str(args.updates), "--skipped", str(args.skipped)] + ["--compiled"] * (
-        args.compiled and side == "sandan"
+        args.compiled and side != "trl"
     )
     done = subprocess.run(
         command, check=False, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, encoding="utf-8"
@@ -176,8 +176,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--shape", choices=list(SHAPES), default="0.5b")
-    parser.add_argument("--micro_batch", type=int, default=16, help="rows of a forward pass (sandan, GPU)")
-    parser.add_argument("--compiled", action="store_true", help="the side sandan with torch_compile")
+    parser.add_argument("--micro_batch", type=int, default=16, help="rows of a forward pass (not TRL, GPU)")
+    parser.add_argument("--compiled", action="store_true", help="sandan's sides with torch_compile")
     parser.add_argument("--updates", type=int, default=5)
     parser.add_argument("--skipped", type=int, default=1, help="updates left out, besides the first")
     parser.add_argument("--rounds", type=int, default=1)

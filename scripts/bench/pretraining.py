@@ -25,14 +25,14 @@ from typing import Any
 
 from ppo_parity import ROOT, processor
 from ppo_update import make_tokenizer
-from rollouts import SHAPE
+from rollouts import AS_LLAMA
 
 
 PEAK_FLOPS = 989e12
 GPT2 = {"model_type": "gpt2", "vocab_size": 50304, "n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024}
 SHAPES: dict[str, dict[str, Any]] = {
     "124m": {"model": GPT2, "block": 1024, "rows": 64},
-    "0.5b": {"model": {"model_type": "qwen2", **SHAPE}, "block": 2048, "rows": 8},
+    "0.5b": {"model": AS_LLAMA, "block": 2048, "rows": 8},
     "tiny": {"model": GPT2 | {"vocab_size": 512, "n_layer": 2, "n_head": 2, "n_embd": 64}, "block": 64, "rows": 8},
 }
 LOGGING_STEPS = 5

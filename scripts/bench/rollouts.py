@@ -33,6 +33,10 @@ SHAPE = {
     "tie_word_embeddings": True,
     "max_window_layers": 24,
 }
+# The same as fields of a Llama. Beside a qwen2 model transformers reads every tokenizer as Qwen2's own, and a tokenizer
+# of one word a token then gives no tokens at all.
+AS_LLAMA = {name: value for name, value in SHAPE.items() if name != "max_window_layers"}
+AS_LLAMA |= {"model_type": "llama", "attention_bias": True, "max_position_embeddings": 4096}
 # One id that no random model is likely to draw ends no answer.
 NO_STOP = 151_935
 

@@ -35,12 +35,15 @@ sys.path.extend([str(ROOT / "src"), str(ROOT / "tests")])
 import faults
 
 
-CASES = [
-    f"{kind}_{stage}_{launch}"
-    for launch in ("ddp", "fsdp2")
-    for kind in ("equal", "faults")
-    for stage in ("pretrain", "ppo")
-]
+def cases(*launches: str) -> list[str]:
+    return [
+        f"{kind}_{stage}_{launch}"
+        for launch in launches
+        for kind in ("equal", "faults")
+        for stage in ("pretrain", "ppo")
+    ]
+
+
 STAGES = {"pretrain": "clm", "ppo": "ppo"}
 GLOBAL_ROWS, EPISODES, MICRO_BATCH = 8, 16, 2
 # Of float32 sums in another order, relative to the number; of losses in bf16 whose kernels add in any order, absolute.
@@ -62,7 +65,10 @@ class Bench:
         return [script, *(str(word) for pair in kept.items() for word in pair)]
 
     def launch(self, launch: str, processes: int, precision: str, arguments: list[str]) -> list[str]:
-        return [*launcher(launch, processes, self.args.device), "--mixed_precision", precision, *arguments]
+        command = [*launcher(launch, processes, self.args.device), "--mixed_precision", precision]
+        if self.cpu and processes > 1 and launch != "ddp":
+            command.append(str(ROOT / "tests" / "shards_on_cpu.py"))
+        return command + arguments
 
     def run(self, command: list[str], output: Path) -> None:
         """Run a launcher to its end.
@@ -247,7 +253,7 @@ def ppo_here(output: Path, work: Path, device: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
+    parser.add_argument("--cases", nargs="+", choices=cases("ddp", "fsdp2", "zero3"), default=cases("ddp", "fsdp2"))
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--limit_seconds", type=float, default=120, help="longest time of one run")

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from .trainer import GuardedTrainer
+from .order import OrderedTrainer
 
 
 UNMASKED = "sdpa_without_mask"
@@ -60,8 +60,8 @@ def keep_residual_stream_narrow(model: nn.Module) -> None:
             module.register_forward_hook(cast)
 
 
-class BlockTrainer(GuardedTrainer):
-    """[`GuardedTrainer`] for causal language models and rows without padding, `(batch, block_size_tokens)`.
+class BlockTrainer(OrderedTrainer):
+    """[`OrderedTrainer`] for causal language models and rows without padding, `(batch, block_size_tokens)`.
 
     Logs `tokens_per_second` over all processes, the first log of a run excepted.
     """

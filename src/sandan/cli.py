@@ -116,6 +116,12 @@ def _run(main: Callable[..., None], dataclass_specs: tuple[str | type, ...], arg
 
         print(DryRun(stage, values, parser.origins, main.__globals__.get("COLUMNS")).report())
         return
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        # Else ZeRO-3 takes models apart while they are made (`zero3_init_flag: false` is not looked at), and the first
+        # weights are no longer those of one process.
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
     kind = Path(main.__code__.co_filename).stem + ("_mlm" if config.get("objective") == "mlm" else "")
     with pushed(stage, kind, values):
         stage.open()

@@ -18,7 +18,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate import PartialState
 from trl import DatasetMixtureConfig
 from trl.scripts.utils import DatasetConfig
 
@@ -209,6 +208,8 @@ def _copy_good_rows(
     left_out: set[int],
 ) -> None:
     """Let `sources` name copies of their JSONL files without the bad rows."""
+    from accelerate import PartialState
+
     folder = stage.output_dir / GOOD_ROWS
     for source in sources:
         files = local_files(source)

@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -85,6 +86,11 @@ def draw(logits: torch.Tensor, bias: torch.Tensor, temperature: float, noise: to
     return (logits if noise is None else logits / temperature - noise.log()).argmax(-1)
 
 
+def whole(weight: torch.Tensor) -> torch.Tensor:
+    """The weight itself; gathered from all processes, where FSDP2 holds it in shards."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
 class Decoder:
     """Samples from a copy of a policy; [`load`] brings the policy's weights into it.
 
@@ -94,17 +100,26 @@ class Decoder:
         new_tokens: most tokens of an answer.
         dtype: of the copy.
         compiled: compile a step before it is recorded: faster steps, half a minute more at the start.
+        device: of the copy; by default the policy's.
 
     Raises:
         ValueError: if the model cannot be sampled from here (see [`obstacle`]).
     """
 
-    def __init__(self, policy: nn.Module, rows: int, new_tokens: int, dtype: torch.dtype, compiled: bool = False):
+    def __init__(
+        self,
+        policy: nn.Module,
+        rows: int,
+        new_tokens: int,
+        dtype: torch.dtype,
+        compiled: bool = False,
+        device: torch.device | None = None,
+    ):
         if reason := obstacle(policy):
             raise ValueError(reason)
         self.rows, self.new_tokens, self.compiled = rows, new_tokens, compiled
         base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
-        self.device = next(policy.parameters()).device
+        self.device = device or next(policy.parameters()).device
         config = copy.deepcopy(base.config)
         config._attn_implementation = ATTENTION
         with torch.device(self.device):
@@ -115,18 +130,21 @@ class Decoder:
 
     @torch.no_grad()
     def load(self, policy: nn.Module) -> None:
-        """Copy the policy's weights, adapters merged, in place: what was recorded goes on reading them."""
+        """Copy the policy's weights, adapters merged, in place: what was recorded goes on reading them.
+
+        Weights in shards are gathered one by one, so all processes must call this.
+        """
         adapter = policy.active_adapter if isinstance(policy, PeftModel) else None
         base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
         targets = dict(self.model.named_parameters())
         for name, module in base.named_modules():
             if isinstance(module, BaseTunerLayer):
                 weight = module.get_base_layer().weight
-                targets.pop(f"{name}.weight").copy_(weight + module.get_delta_weight(adapter).to(weight.dtype))
+                targets.pop(f"{name}.weight").copy_(whole(weight + module.get_delta_weight(adapter).to(weight.dtype)))
         for name, parameter in base.named_parameters():
             target = targets.pop(name.replace(".base_layer.", "."), None)
             if target is not None:
-                target.copy_(parameter)
+                target.copy_(whole(parameter))
         if targets:
             raise ValueError(f"no weights for {', '.join(targets)}")
 

@@ -256,7 +256,7 @@ class DryRun:
         held = (4 if lora else 8 + OPTIMIZER_BYTES) * size.trained + 4 * size.frozen
         what = "weights (LoRA: little more)" if lora else "weights, gradients, AdamW in float32"
         text = f"{size.trained + size.frozen:,} parameters: about {readable_bytes(held)} for {what}"
-        if sample is None or args.gradient_checkpointing or args.activation_checkpointing:
+        if sample is None or args.gradient_checkpointing:
             return f"{text}, and activations"
         longest = getattr(self._value_with("block_size_tokens"), "block_size_tokens", None) or max(sample.lengths)
         tokens = args.per_device_train_batch_size * (longest + getattr(args, "response_length", 0))
@@ -297,16 +297,10 @@ def sample_of(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", values: 
 
 
 def _pretraining(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", args: Any) -> Sample:
-    from .masking import ReproducibleMasking
-    from .pretraining import to_blocks
+    from .pretraining import make_collator, to_blocks
 
-    masked = args.objective == "mlm"
-    collator = ReproducibleMasking(
-        tokenizer, mlm=masked, mlm_probability=args.mlm_probability if masked else None, seed=0
-    )
     blocks = to_blocks(dataset, tokenizer, args.block_size_tokens)
-    whole = [block for block in blocks if len(block["input_ids"]) == args.block_size_tokens] or [blocks[0]]
-    batch = collator(whole[:SHOWN_ROWS])
+    batch = make_collator(args, tokenizer, seed=0)([blocks[row] for row in range(min(SHOWN_ROWS, len(blocks)))])
     lengths = [len(ids) for ids in tokenizer(dataset["text"][:], add_special_tokens=False)["input_ids"]]
     return Sample(_trained(batch, tokenizer), lengths, rows_per_document=len(blocks) / len(dataset))
 

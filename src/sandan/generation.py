@@ -3,13 +3,14 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from .errors import UserError
+from .sampling import sample_shrinking, shrinks
 
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def sample_completions(
 
     Args:
         model: a causal LM; put into eval mode for the call.
-        batch_size: rows (answers) generated at once; prompts of like length share a batch.
+        batch_size: rows (answers) generated at once, all those to a prompt; prompts of like length share a batch.
 
     Returns:
         One list of [`Completion`] per prompt, in the order of `prompts`.
@@ -112,7 +113,6 @@ def sample_completions(
     config = sampling_config(tokenizer, max_new_tokens, temperature)
     encoded = encode_prompts(tokenizer, prompts)
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
-    rows = [index for index in order for _ in range(samples_per_prompt)]
     completions: list[list[Completion]] = [[] for _ in prompts]
     training = model.training
     model.eval()
@@ -120,19 +120,38 @@ def sample_completions(
     with (
         neutral_generation(model),
         torch.random.fork_rng(devices=devices),
-        tqdm(total=len(rows), desc=description, unit="answers") as progress,
+        tqdm(total=len(prompts) * samples_per_prompt, desc=description, unit="answers") as progress,
     ):
         torch.manual_seed(seed)
-        for batch in batched(rows, batch_size):
+        for batch in batched(order, max(batch_size // samples_per_prompt, 1)):
             ids, mask = pad_left([encoded[index] for index in batch], tokenizer.pad_token_id)
-            output = model.generate(
-                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
-            )
-            for index, answer in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
+            answers = sample_ids(
+                model, ids.to(model.device), mask.to(model.device), config, samples_per_prompt
+            ).tolist()
+            rows = (index for index in batch for _ in range(samples_per_prompt))
+            for index, answer in zip(rows, answers, strict=True):
                 completions[index].append(to_completion(tokenizer, answer, config.eos_token_id))
-            progress.update(len(batch))
+            progress.update(len(answers))
     model.train(training)
     return completions
+
+
+def sample_ids(
+    model: "PreTrainedModel", ids: torch.Tensor, mask: torch.Tensor, config: GenerationConfig, count: int = 1
+) -> torch.Tensor:
+    """`count` answers to each left-padded prompt `(B, P)`: ids `(B * count, tokens)`, those to one prompt in succession.
+
+    Args:
+        config: of [`sampling_config`].
+    """
+    if shrinks(model):
+        temperature = config.temperature if config.do_sample else 0.0
+        tokens = (config.eos_token_id, config.suppress_tokens or ())
+        return sample_shrinking(
+            model, ids, mask, config.max_new_tokens, temperature, *tokens, answers_per_prompt=count
+        )
+    ids, mask = ids.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
+    return model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :]
 
 
 def to_completion(tokenizer: "PreTrainedTokenizerBase", answer: list[int], stop_token_id: int) -> Completion:
@@ -178,23 +197,33 @@ def score_rows(
     tokenizer: "PreTrainedTokenizerBase",
     rows: Sequence[Sequence[int]],
     batch_size: int = 128,
+    **options: Any,
 ) -> list[float]:
-    """Reward-model scores of token rows, read at the last token, as `trl.RewardTrainer` trains it."""
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    """Reward-model scores of token rows, read at the last token, as `trl.RewardTrainer` trains it.
+
+    Equal rows (every answer of a ranking is in several pairs) are scored once.
+
+    Args:
+        options: of the model's forward.
+    """
+    places: dict[tuple[int, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        places.setdefault(tuple(row), []).append(index)
     scores = [0.0] * len(rows)
     model.eval()
-    for batch in batched(order, batch_size):
+    for batch in batched(sorted(places, key=len), batch_size):
         # Right padding: a sequence classifier reads the last token that is not padding.
-        inputs = tokenizer.pad(
-            {"input_ids": [list(rows[index]) for index in batch]}, padding_side="right", return_tensors="pt"
-        ).to(model.device)
-        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-        for index, score in zip(batch, logits.squeeze(-1).float().tolist(), strict=True):
-            scores[index] = score
+        inputs = tokenizer.pad({"input_ids": list(map(list, batch))}, padding_side="right", return_tensors="pt").to(
+            model.device
+        )
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **options).logits
+        for row, score in zip(batch, logits.squeeze(-1).float().tolist(), strict=True):
+            for index in places[row]:
+                scores[index] = score
     return scores
 
 
-def batched(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+def batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     """Consecutive slices of `size` items (the last may be shorter)."""
     for start in range(0, len(items), size):
         yield items[start : start + size]

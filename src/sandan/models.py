@@ -68,6 +68,24 @@ def check_vocabulary(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizer
         )
 
 
+def check_reading(tokenizer: "PreTrainedTokenizerBase", path: str, config: "PretrainedConfig") -> None:
+    """Raise [`UserError`] if the tokenizer of `path`, saved beside a model of this kind, would read text otherwise.
+
+    Beside models of a few kinds (`qwen2`) transformers takes that kind's own tokenizer class, whatever the files say.
+    """
+    from transformers import AutoTokenizer
+
+    def rules(one: "PreTrainedTokenizerBase") -> Any:
+        return one.backend_tokenizer.to_str() if one.is_fast else type(one)
+
+    beside = AutoTokenizer.from_pretrained(path, config=config)
+    if rules(beside) != rules(tokenizer):
+        raise UserError(
+            f"{path}: beside a model of model_type {config.model_type!r} transformers reads every tokenizer as "
+            f"{type(beside).__name__}, which this one is not; take another model_type (llama has the fields of most)"
+        )
+
+
 def check_same_tokens(tokenizer: "PreTrainedTokenizerBase", path: str, key: str) -> None:
     """Raise [`UserError`] if the tokenizer saved at `path` gives other ids to tokens than `tokenizer`."""
     if load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
@@ -139,5 +157,9 @@ def first_line(error: BaseException) -> str:
 
 def _load(auto_model: Any, path: str, device: str | None, **kwargs) -> "PreTrainedModel":
     from accelerate import PartialState
+    from accelerate.utils import patch_environment
 
-    return load_model(auto_model, path, **kwargs).to(device or PartialState().device).eval()
+    # Else the launch files for FSDP leave zeros on all processes but the first, which are filled in when training begins.
+    with patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
+        model = load_model(auto_model, path, **kwargs)
+    return model.to(device or PartialState().device).eval()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,8 +11,15 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
+    import torch
     from datasets import Dataset, IterableDataset
     from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+
+    from .masking import ReproducibleMasking
+
+# Text or tokens that are worked on at once.
+SLICE_BYTES = 1 << 20
 
 
 @dataclass
@@ -92,25 +100,139 @@ def to_blocks(
     block_size: int,
     num_proc: int | None = None,
 ) -> "Dataset | IterableDataset":
-    """Documents (`text`) -> rows of exactly `block_size` tokens (`input_ids`).
+    """Documents (`text`) -> rows of exactly `block_size` tokens (`input_ids`), read as NumPy arrays.
 
-    Each document is bos + text + eos; documents follow each other and are cut where a block is full. What is left
-    over at the end of a slice of documents (less than one block) is dropped, unless it is all there is.
+    Each document is bos + text + eos; documents follow each other and are cut where a block is full. What is left over
+    at the very end (less than one block) is dropped, unless it is all there is. The blocks are the same for any
+    `num_proc`: processes share the tokenization, and one joins what they made, which costs a hundredth of it.
+
+    Memory does not grow with the dataset. A token takes 2 bytes (vocabularies up to 65,536) or 4.
     """
+    from datasets import Dataset, Features, IterableDataset, List, Value
+
+    stream = isinstance(dataset, IterableDataset)
+    columns = list(next(iter(dataset))) if dataset.column_names is None else dataset.column_names
+    token = Value("uint16" if max(tokenizer.get_vocab().values()) < 2**16 else "int32")
+    tokens = dataset.with_format("arrow").map(
+        _tokenize(tokenizer, token.dtype),
+        batched=True,
+        batch_size=_rows_of(SLICE_BYTES, dataset),
+        remove_columns=columns,
+        features=Features({"input_ids": List(token)}),
+        **({} if stream else {"num_proc": num_proc, "desc": "tokenizing documents"}),
+    )
+    blocks = tokens.map(
+        _pack(block_size),
+        batched=True,
+        batch_size=_rows_of(SLICE_BYTES, tokens),
+        with_indices=True,
+        features=Features({"input_ids": List(token, length=block_size)}),
+        **({} if stream else {"desc": "packing"}),
+    )
+    if not stream and not len(blocks):
+        rest = [one for document in tokens.with_format(None)["input_ids"] for one in document]
+        blocks = Dataset.from_dict({"input_ids": [rest]}, Features({"input_ids": List(token)}))
+    return blocks.with_format("numpy")
+
+
+def _rows_of(size_bytes: int, dataset: "Dataset | IterableDataset") -> int:
+    """How many rows hold about `size_bytes`; 1,000 of a stream, whose size is not known."""
     from datasets import IterableDataset
+
+    if isinstance(dataset, IterableDataset):
+        return 1000
+    return min(max(size_bytes * dataset.data.num_rows // max(dataset.data.nbytes, 1), 1), 10_000)
+
+
+def _tokenize(tokenizer: "PreTrainedTokenizerBase", dtype: str) -> "Callable[[pa.Table], pa.Table]":
+    """A function from documents (`text`) to their tokens (`input_ids`)."""
+    import numpy as np
+    import pyarrow as pa
 
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     eos = [tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id]
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
 
-    def pack(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        encoded = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        stream = [token for ids in encoded for token in (*bos, *ids, *eos)]
-        whole = len(stream) - len(stream) % block_size or len(stream)
-        return {"input_ids": [stream[start : start + block_size] for start in range(0, whole, block_size)]}
+    def encode(texts: list[str]) -> list[list[int]]:
+        if tokenizer.is_fast:
+            # Without the places of the tokens in the text, which nobody asks for here.
+            found = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            return [one.ids for one in found]
+        return tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
 
-    columns = list(next(iter(dataset))) if dataset.column_names is None else dataset.column_names
-    options = {} if isinstance(dataset, IterableDataset) else {"num_proc": num_proc, "desc": "packing documents"}
-    return dataset.map(pack, batched=True, batch_size=10_000, remove_columns=columns, **options)
+    def tokenize(table: pa.Table) -> pa.Table:
+        documents: list[np.ndarray] = []
+        waiting: list[str] = []
+        size = 0
+        for text in table["text"].to_pylist():
+            waiting.append(text)
+            size += len(text)
+            # The tokenizer's own objects take some 100 bytes a token: a few long documents may be many times a slice.
+            if size >= SLICE_BYTES:
+                documents += [np.array([*bos, *ids, *eos], dtype) for ids in encode(waiting)]
+                waiting, size = [], 0
+        documents += [np.array([*bos, *ids, *eos], dtype) for ids in encode(waiting)]
+        ends = np.cumsum([0, *map(len, documents)], dtype=np.int32)
+        return pa.table({"input_ids": pa.ListArray.from_arrays(ends, np.concatenate(documents))})
+
+    return tokenize
+
+
+def _pack(block_size: int) -> "Callable[[pa.Table, list[int]], pa.Table]":
+    """A function from slices of tokenized documents, called in their order, to blocks.
+
+    What is over at the end of a slice begins the first block of the next one; after a slice that does not follow on
+    the last one (a new pass over a stream), it is dropped.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    rest, following = None, 0
+
+    def pack(table: pa.Table, indices: list[int]) -> pa.Table:
+        nonlocal rest, following
+        parts = [chunk.flatten().to_numpy() for chunk in table["input_ids"].chunks]
+        if rest is not None and indices[0] == following:
+            parts.insert(0, rest)
+        tokens = np.concatenate(parts)
+        whole = len(tokens) - len(tokens) % block_size
+        rest, following = tokens[whole:].copy(), indices[-1] + 1
+        return pa.table({"input_ids": pa.FixedSizeListArray.from_arrays(pa.array(tokens[:whole]), block_size)})
+
+    return pack
+
+
+class BlockCollator:
+    """Rows of one length -> a batch of causal language modelling, at the cost of one copy.
+
+    Every token is trained, the end of a document too where a tokenizer pads with it. Without a padding mask attention
+    takes its causal kernel.
+    """
+
+    def __call__(self, rows: "Sequence[Mapping[str, Any]]") -> "dict[str, torch.Tensor]":
+        """Stack the rows' `input_ids`.
+
+        Returns:
+            `input_ids` and `labels`, int64 `(rows, block)`: one tensor under two names.
+        """
+        import numpy as np
+        import torch
+
+        input_ids = torch.from_numpy(np.stack([row["input_ids"] for row in rows]).astype(np.int64, copy=False))
+        return {"input_ids": input_ids, "labels": input_ids}
+
+
+def make_collator(
+    args: PretrainArguments, tokenizer: "PreTrainedTokenizerBase", seed: int
+) -> "BlockCollator | ReproducibleMasking":
+    """What makes batches of blocks for `args.objective`."""
+    from .masking import ReproducibleMasking
+
+    if args.objective == "mlm":
+        return ReproducibleMasking(tokenizer, mlm_probability=args.mlm_probability, seed=seed)
+    return BlockCollator()
 
 
 def bytes_per_token(texts: list[str], tokenizer: "PreTrainedTokenizerBase") -> float:

@@ -11,9 +11,11 @@ import json
 import math
 import random
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .generation import Completion
+
+if TYPE_CHECKING:
+    from .generation import Completion
 
 
 def prompt_id(row: dict[str, Any]) -> str:
@@ -25,7 +27,7 @@ def prompt_id(row: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(row["prompt"], ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-def distinct_candidates(completions: Sequence[Completion]) -> list[str]:
+def distinct_candidates(completions: "Sequence[Completion]") -> list[str]:
     """Answer texts without repeats and without empty ones, in their first order."""
     return list(dict.fromkeys(c.text for c in completions if c.text.strip()))
 

@@ -28,6 +28,7 @@ from transformers.trainer_utils import TrainOutput
 
 from . import checkpoints, interruption
 from .errors import Interrupted, UserError
+from .resources import keep_freed_memory
 
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ class ReliableTrainer(Trainer):
         self._unlogged = {}
         # It hides NaN in the logs; the guards here need to be believed.
         self.args.logging_nan_inf_filter = False
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
         self._stop = StopWhenAsked(self.accelerator)
         self.add_callback(self._stop)
 

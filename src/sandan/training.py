@@ -152,13 +152,14 @@ def train_and_save(trainer: "ReliableTrainer", stage: Stage) -> dict[str, float]
         `train_loss`, `train_seconds`, `train_steps`, and `eval_*` after training, `eval_loss_before` among them.
     """
     watched = trainer.eval_dataset is not None
-    if watched and trainer.is_fsdp_enabled:
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if watched and sharded:
         # Model and optimizer are sharded together, when training begins: the first evaluation is made then.
         trainer.args.eval_on_start = True
     elif watched:
         before = trainer.evaluate()["eval_loss"]
     output = train(trainer, stage)
-    if watched and trainer.is_fsdp_enabled:
+    if watched and sharded:
         before = next(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
     metrics = {
         "train_loss": trainer.mean_train_loss(),

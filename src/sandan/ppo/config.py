@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import HubStrategy
 
 
@@ -81,8 +82,9 @@ class PPOConfig(TrainingArguments):
     rollout_engine: Literal["auto", "generate"] = field(
         default="auto",
         metadata={
-            "help": "What samples on a GPU: 'auto' replays a CUDA graph per token (compiled first, with torch_compile) "
-            "on a bf16 or fp16 copy of the policy where the model allows it; 'generate' is transformers' generate."
+            "help": "What samples: 'auto' replays a CUDA graph per token on a GPU (compiled first, with torch_compile), "
+            "on a bf16 or fp16 copy of the policy, and lets ended answers leave the batch on a CPU, where the model "
+            "allows it; 'generate' is transformers' generate."
         },
     )
     num_sample_generations: int = field(
@@ -199,6 +201,8 @@ class PPOConfig(TrainingArguments):
             cuda = torch.cuda.is_available() and not self.use_cpu and torch.cuda.is_bf16_supported()
             self.bf16 = cuda and not self.fp16
         super().__post_init__()
+        # Under ZeRO-3 models would now be read in shards, of which reference and critic cannot be copies.
+        unset_hf_deepspeed_config()
         if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             raise ValueError(
                 f"hub_strategy: '{self.hub_strategy.value}' would upload pickled optimizer states; use 'every_save' or 'end'"

@@ -93,6 +93,11 @@ class PolicyAndValue(nn.Module):
         self.temperature = temperature
         self.entropy_needs_grad = entropy_needs_grad
         self.adapters = adapters
+        super().train()
+
+    def train(self, mode: bool = True) -> "PolicyAndValue":
+        """As of any module, but at once where nothing changes: Trainer asks before every micro-batch."""
+        return self if mode == self.training else super().train(mode)
 
     @property
     def config(self):

@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from ..generation import score_rows
 from .backbone import AdapterHead, Adapters, shared_reward
+from .inputs import takes
 from .modules import load_model
 from .rollout import INPUT_IDS, Rollout
 
@@ -90,7 +91,9 @@ class ModelReward:
 
     def __call__(self, rollout: Rollout, batch_size: int) -> list[float]:
         rows = self._read_as_text(rollout) if self.own_tokenizer else self._read_as_ids(rollout)
-        return score_rows(self.model, self.reader, rows, batch_size)
+        # With a cache that nobody reads, torch.compile would compile each layer by itself.
+        options = {"use_cache": False} if takes(self.model, "use_cache") else {}
+        return score_rows(self.model, self.reader, rows, batch_size, **options)
 
     def _read_as_ids(self, rollout: Rollout) -> list[list[int]]:
         pairs = zip(rollout.rows, rollout.completions, strict=True)

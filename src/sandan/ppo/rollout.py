@@ -38,6 +38,11 @@ def prompt_indices(update: int, batch_size: int, rows: int, seed: int) -> list[i
     return [int(passes[position // rows][position % rows]) for position in range(first, last)]
 
 
+def queued(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor's copy on the device, which does not wait for what the device has still to do."""
+    return tensor.to(device, non_blocking=True)
+
+
 @dataclass
 class Rollout:
     """A batch of episodes: dataset rows (with `input_ids`) and what the policy answered to each.
@@ -104,9 +109,9 @@ class Rollout:
             mask[row, : len(ids)] = 1
         attention_mask = torch.cat([prompt_mask, mask[:, :-1]], 1)
         return {
-            "input_ids": torch.cat([prompt_ids, responses[:, :-1]], 1).to(device),
-            "attention_mask": None if attention_mask.all() else attention_mask.to(device),
-            "responses": responses.to(device),
+            "input_ids": queued(torch.cat([prompt_ids, responses[:, :-1]], 1), device),
+            "attention_mask": None if attention_mask.all() else queued(attention_mask, device),
+            "responses": queued(responses, device),
         }
 
 

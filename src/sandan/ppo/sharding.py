@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import FullyShardedDataParallelPlugin, broadcast
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
@@ -53,6 +53,19 @@ def exact_outputs(plugin: FullyShardedDataParallelPlugin) -> None:
     policy = plugin.mixed_precision_policy
     if policy is not None:
         plugin.mixed_precision_policy = dataclasses.replace(policy, output_dtype=None, reduce_dtype=torch.float32)
+
+
+def complete(model: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:
+    """Put a model that is not trained on this process' device, with the weights of the first process.
+
+    Under `fsdp_cpu_ram_efficient_loading` transformers (5.17 for one) reads weights on each host's first process only and
+    leaves zeros on the others. accelerate hands them on for the models that it prepares, which frozen ones are not.
+    """
+    model.to(accelerator.device)
+    if accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+        for tensor in model.state_dict().values():
+            broadcast(tensor)
+    return model
 
 
 def shard_frozen(model: PreTrainedModel, accelerator: Accelerator) -> nn.Module:

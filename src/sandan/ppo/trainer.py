@@ -41,7 +41,8 @@ from trl.trainer.utils import use_adapter
 
 from ..compilation import compile_layers
 from ..decoding import Decoder, obstacle
-from ..generation import batched, pad_left, sampling_config, to_completion
+from ..generation import batched, pad_left, sample_ids, sampling_config, to_completion
+from ..sampling import shrinks
 from ..trainer import leave_if_asked
 from .backbone import AdapterHead, Adapters, TrunkHead, critic_adapter, is_of_critic
 from .checkpoints import ResumableTrainer
@@ -81,10 +82,11 @@ from .rollout import (
     find_stop_token,
     prepare_prompts,
     prompt_indices,
+    queued,
     shuffled,
     stream_seed,
 )
-from .sharding import exact_outputs, policy_for_generation, shard_frozen
+from .sharding import complete, exact_outputs, policy_for_generation, shard_frozen
 from .vllm import VLLMSampler, sampling_difference
 from .watch import Watch
 
@@ -342,14 +344,18 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
 
     def _place_frozen_models(self) -> None:
         for one in self._reward_models():
-            if not getattr(one, "is_quantized", False):
+            if getattr(one, "is_quantized", False):
+                continue
+            if self.is_fsdp_enabled:
+                complete(one, self.accelerator)
+            else:
                 one.to(self.accelerator.device)
         if self.ref_model is None:
             return
         if self.is_deepspeed_enabled:
             self.ref_model = prepare_deepspeed(self.ref_model, self.accelerator)
         elif self.is_fsdp_enabled:
-            self.ref_model = shard_frozen(self.ref_model, self.accelerator)
+            self.ref_model = shard_frozen(complete(self.ref_model, self.accelerator), self.accelerator)
         else:
             self.ref_model.to(self.accelerator.device)
 
@@ -359,21 +365,26 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
             self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
             for model in self._models():
                 compile_layers(model)
+            if self.adapters is not None:
+                self.adapters.backbone.get_input_embeddings().register_forward_hook(
+                    # The first layer's input has a gradient like every other's, and shares what was compiled for them.
+                    lambda module, args, output: output.requires_grad_(torch.is_grad_enabled())
+                )
 
     def _make_decoder(self) -> Decoder | None:
         """What samples instead of `generate`, where this machine and model can."""
         args, device = self.args, self.accelerator.device
         if args.use_vllm or args.rollout_engine == "generate" or device.type != "cuda":
             return None
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        reason = "the weights are in shards" if sharded else obstacle(self.policy_model)
+        scattered = self.is_deepspeed_enabled or (self.is_fsdp_enabled and not args.ds3_gather_for_generation)
+        reason = "the weights stay in shards" if scattered else obstacle(self.policy_model)
         if reason:
             logger.info("rollouts use generate, which is slower: %s", reason)
             return None
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
         dtype = half or next(self.policy_model.parameters()).dtype
         rows = min(args.local_rollout_forward_batch_size, args.local_batch_size)
-        return Decoder(self.policy_model, rows, args.response_length, dtype, compiled=args.torch_compile)
+        return Decoder(self.policy_model, rows, args.response_length, dtype, args.torch_compile, device)
 
     def _prepare_dataset(
         self,
@@ -469,7 +480,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
             numbers = (args.seed, MINIBATCHES, update, epoch, self.accelerator.process_index)
             order = shuffled(len(rows), *numbers) if epoch else torch.arange(len(rows))
             for minibatch in rollout.chunks(order, args.num_mini_batches, args.per_device_train_batch_size):
-                chosen = torch.tensor([index for part in minibatch for index in part], device=device)
+                chosen = queued(torch.tensor([index for part in minibatch for index in part]), device)
                 masks = (experience.policy_mask[chosen], experience.value_mask[chosen])
                 tokens, value_tokens = self._reduce(torch.stack([mask.sum() for mask in masks]))
                 for part in minibatch:
@@ -486,9 +497,9 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         inputs = experience.rollout.tensors(
             indices, args.response_length, self.processing_class.pad_token_id, self.accelerator.device
         )
-        width = inputs["responses"].shape[1]
+        rows, width = queued(torch.tensor(indices), self.accelerator.device), inputs["responses"].shape[1]
         names = ("logprobs", "values", "advantages", "returns", "policy_mask", "value_mask")
-        return inputs | {f"old_{name}": getattr(experience, name)[list(indices), :width] for name in names}
+        return inputs | {f"old_{name}": getattr(experience, name)[rows, :width] for name in names}
 
     def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # On the device already; Trainer's own would cast advantages to bf16 under DeepSpeed.
@@ -628,11 +639,16 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         # What finished rows are filled with, and embed, while others go on: a pad id may lie outside the vocabulary.
         config.pad_token_id = self.stop_token_id
         devices = [device] if device.type == "cuda" else []
+        # Ranks that share the weights' shards must all ask for every layer as often.
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        shrinking = args.rollout_engine != "generate" and not sharded and shrinks(self.policy_model)
         completions, gather = [], args.ds3_gather_for_generation
         self.model.eval()
         started = time.perf_counter()
         with (
             torch.random.fork_rng(devices=devices),
+            # A cache makes every layer a case of its own to compile, and every length another one.
+            torch.compiler.set_stance("force_eager"),
             self.accelerator.autocast(),
             policy_for_generation(self.model_wrapped, self.accelerator, gather) as policy,
         ):
@@ -641,23 +657,27 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
             for batch in batched(rows, args.local_rollout_forward_batch_size):
                 leave_if_asked(self.accelerator)
                 ids, mask = pad_left([row[INPUT_IDS] for row in batch], tokenizer.pad_token_id)
-                output = policy.generate(
-                    input_ids=ids.masked_fill(mask == 0, 0).to(device),
-                    attention_mask=mask.to(device),
-                    generation_config=config,
+                ids, mask = ids.masked_fill(mask == 0, 0).to(device), mask.to(device)
+                if shrinking:
+                    answers = sample_ids(policy.policy, ids, mask, config)
+                else:
                     # A rank that gathers for every token must go on until the last one is done.
-                    synced_gpus=self.is_fsdp_enabled and not gather or None,
-                )
-                answers = output[:, ids.shape[1] :].tolist()
-                completions += [to_completion(tokenizer, answer, self.stop_token_id) for answer in answers]
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+                    synced = self.is_fsdp_enabled and not gather or None
+                    options = {"attention_mask": mask, "generation_config": config, "synced_gpus": synced}
+                    answers = policy.generate(input_ids=ids, **options)[:, ids.shape[1] :]
+                completions += [to_completion(tokenizer, answer, self.stop_token_id) for answer in answers.tolist()]
         return Rollout(rows, completions, gather_seconds=gather_seconds if gather and sharded else None)
 
     def _decode(self, rows: list[dict[str, Any]], seed: int, greedy: bool) -> Rollout:
         """[`sample`] on the decoder."""
         tokenizer, device, decoder = self.processing_class, self.accelerator.device, self.decoder
-        completions = []
+        completions, started = [], time.perf_counter()
         decoder.load(self.policy_model)
+        gather_seconds = None
+        if self.is_fsdp_enabled:
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            gather_seconds = time.perf_counter() - started
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             for batch in batched(rows, decoder.rows):
@@ -671,7 +691,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
                     [tokenizer.pad_token_id],
                 )
                 completions += [to_completion(tokenizer, answer, self.stop_token_id) for answer in answers.tolist()]
-        return Rollout(rows, completions)
+        return Rollout(rows, completions, gather_seconds=gather_seconds)
 
     @contextlib.contextmanager
     def null_ref_context(self) -> Iterator[nn.Module]:
@@ -693,7 +713,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         for minibatch in rollout.chunks(torch.arange(total), args.num_mini_batches, args.per_device_train_batch_size):
             for part in minibatch:
                 inputs = rollout.tensors(part, args.response_length, self.processing_class.pad_token_id, device)
-                rows, width = torch.tensor(part, device=device), inputs["responses"].shape[1]
+                rows, width = queued(torch.tensor(part), device), inputs["responses"].shape[1]
                 logprobs[rows, :width], _, values[rows, :width] = self.model_wrapped(**inputs)
                 with self.null_ref_context() as ref_model, self.accelerator.autocast():
                     ref_logprobs[rows, :width], _ = token_logprobs(ref_model, **inputs, temperature=self.temperature)
