@@ -23,12 +23,14 @@ COLUMNS = [("prompt", "chosen", "rejected"), ("chosen", "rejected")]
 
 def main(args, config, model_args, data, stage):
     import torch
+    from datasets import Dataset, concatenate_datasets
 
+    from sandan.broken_answers import broken_pairs
     from sandan.data import load_data
     from sandan.errors import UserError
     from sandan.models import load_tokenizer, require_model
     from sandan.ranking import prompt_id
-    from sandan.reward import check_disjoint, evaluate_pairs, gate, init_head
+    from sandan.reward import check_disjoint, evaluate_pairs, gate, init_head, store_scale
     from sandan.reward_trainer import GroupedRewardTrainer, prompt_weights
     from sandan.stage import write_text
     from sandan.training import count_dropped, make_trl_trainer, train_and_save
@@ -44,6 +46,9 @@ def main(args, config, model_args, data, stage):
     if "margin" in train.column_names and not args.use_margin:
         train = train.remove_columns("margin")
         held_out = held_out.remove_columns("margin") if held_out is not None else None
+    if args.broken_answer_share:
+        made = broken_pairs(train.to_list(), args.broken_answer_share, tokenizer, config.seed)
+        train = concatenate_datasets([train, Dataset.from_list(list(made), features=train.features)])
     if args.pair_weighting == "prompt":
         if "prompt" not in train.column_names:
             raise UserError("pair_weighting: prompt: the training pairs have no column prompt; use pair")
@@ -61,6 +66,7 @@ def main(args, config, model_args, data, stage):
         measured, diagnosis = evaluate_pairs(model, tokenizer, held_out_rows, args.oracle)
         metrics |= measured
         write_text(stage.output_dir / "diagnostics.json", json.dumps(diagnosis, indent=1, ensure_ascii=False) + "\n")
+    metrics |= store_scale(model, tokenizer, held_out_rows or train, stage.output_dir)
     if args.oracle != "none":
         metrics |= gate(args, model, tokenizer, path, stage)
     stage.finish(metrics, config.device.type)

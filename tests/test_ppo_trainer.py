@@ -949,3 +949,38 @@ def test_defaults():  # T12
 
 if __name__ == "__main__":  # started on two ranks by test_two_ranks_make_the_run_of_one
     train_on_fixed_answers(Path(sys.argv[1]), accumulation=2)
+
+
+# ---- The reward model's scale ----
+
+
+def scaled_classifier(mean=3.0, deviation=2.0):
+    model = make_classifier()
+    model.config.score_mean, model.config.score_deviation = mean, deviation
+    return model
+
+
+def test_scores_are_on_the_scale_that_the_reward_model_carries(tiny):
+    plain, scaled = (tiny(reward=model, **ONE) for model in (make_classifier(), scaled_classifier()))
+    rows = [plain.train_dataset[index] for index in range(8)]
+    rollout = plain.sample(rows, seed=0)
+    assert torch.allclose(scaled.score(rollout), (plain.score(rollout) - 3.0) / 2.0, atol=1e-5)
+
+
+def test_a_critic_copied_from_a_scaled_reward_model_predicts_scaled_scores(tiny):
+    trainer = tiny(reward=scaled_classifier(), **ONE)
+    raw = make_classifier().score.weight
+    assert torch.allclose(trainer.value_model.score.weight, raw / 2)
+    assert trainer.value_center == pytest.approx(1.5)
+    assert torch.equal(trainer.reward_model.score.weight, raw)
+    assert getattr(trainer.value_model.config, "score_deviation", 1.0) == 1.0
+
+
+def test_a_scaled_run_resumes_exactly(tiny, tmp_path):
+    settings = {"total_episodes": 32, "save_strategy": "steps", "save_steps": 4, "reward": scaled_classifier()}
+    whole = tiny(output_dir=str(tmp_path / "whole"), **settings)
+    whole.train()
+    resumed = tiny(output_dir=str(tmp_path / "resumed"), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name

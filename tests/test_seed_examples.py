@@ -40,14 +40,18 @@ def write(path, rows):
     return [str(path)]
 
 
-def run_stage(toys, stage, script=None, **settings):
-    """Run one real stage script with a recipe made of `settings`; returns its output folder."""
+def run_stage(toys, stage, script=None, processor=None, **settings):
+    """Run one real stage script with a recipe made of `settings`; returns its output folder.
+
+    Args:
+        processor: environment variables that let torch add up numbers as another processor does.
+    """
     toys.mkdir(parents=True, exist_ok=True)
     output = toys / "outputs" / stage
     recipe = toys / f"{stage}.yaml"
     # A toy says the same sentence hundreds of times.
     recipe.write_text(yaml.safe_dump({"output_dir": str(output), "allow_repeats": True, **settings}), encoding="utf-8")
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"} | (processor or {})
     command = [sys.executable, ROOT / "scripts" / f"{script or stage}.py", "--config", recipe]
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=toys)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -123,12 +127,19 @@ def test_fine_tuned_answers_match_and_stop(toys, base):
     assert all(answer.stopped for answer in answers)
 
 
-def test_rlhf_raises_the_best_answer_and_unlearns_the_insult(toys, base):
+@pytest.mark.parametrize(
+    "processor",
+    [{"ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"}, {"OMP_NUM_THREADS": "2"}],
+    ids=["no vector units, 1 thread", "this processor, 2 threads"],
+)
+def test_rlhf_raises_the_best_answer_and_unlearns_the_insult(toys, base, processor):
     prompt = [{"role": "user", "content": PROMPT}]
     demonstrations = [{"prompt": PROMPT, "completion": answer} for answer in RANKING]
+    toys = toys / f"rlhf-{processor['OMP_NUM_THREADS']}"
     sft = run_stage(
-        toys / "rlhf",
+        toys,
         "sft",
+        processor=processor,
         model_name_or_path=base,
         data_files=write(toys / "demonstrations.jsonl", demonstrations * 16),
         as_chat=True,
@@ -140,19 +151,23 @@ def test_rlhf_raises_the_best_answer_and_unlearns_the_insult(toys, base):
     judgement = {"prompt_id": "toy", "prompt": prompt, "candidates": RANKING, "ranks": [1, 2, 3], "annotator": "toy"}
     pairs, _ = preference_pairs([judgement] * 16)
     reward = run_stage(
-        toys / "rlhf",
+        toys,
         "reward",
+        processor=processor,
         model_name_or_path=sft,
         data_files=write(
             toys / "preferences.jsonl", [{k: v for k, v in pair.items() if k != "margin"} for pair in pairs]
         ),
+        # Three answers say nothing of word salad, which PPO would find: each pair is joined by a damaged answer.
+        broken_answer_share=1.0,
         num_train_epochs=5,
         max_length=64,
         **TRAINER,
     )
     ppo = run_stage(
-        toys / "rlhf",
+        toys,
         "ppo",
+        processor=processor,
         model_name_or_path=sft,
         reward_model_path=reward,
         data_files=write(toys / "prompts.jsonl", [{"prompt": prompt}] * 32),
@@ -162,8 +177,9 @@ def test_rlhf_raises_the_best_answer_and_unlearns_the_insult(toys, base):
         per_device_train_batch_size=32,
         total_episodes=640,
         num_ppo_epochs=4,
-        kl_coef=0.02,
-        **(TRAINER | {"learning_rate": 1e-3}),
+        kl_coef=0.05,
+        stop_on_collapse=True,
+        **(TRAINER | {"learning_rate": 3e-4}),
     )
 
     def probabilities(path):
@@ -174,5 +190,5 @@ def test_rlhf_raises_the_best_answer_and_unlearns_the_insult(toys, base):
 
     before, after = probabilities(sft), probabilities(ppo)
     assert min(before) > 0.2  # SFT learned all three, the insult too
-    assert after[0] > before[0]
+    assert after[0] > 0.5
     assert after[2] < 0.01

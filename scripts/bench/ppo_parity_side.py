@@ -77,7 +77,8 @@ def make_trainer(side: str, folder: Path, case: dict[str, Any], prompts: list[li
         from sandan import PPOConfig, PPOTrainer
 
         # Whose `generate` gives the answers of the case (force_answers).
-        own = {"rollout_engine": "generate"}
+        # TRL has no bound on an update's step.
+        own = {"rollout_engine": "generate", "max_approx_kl": 0.0}
     else:
         from trl.experimental.ppo import PPOConfig, PPOTrainer
 

@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from .errors import UserError
 from .sampling import sample_shrinking, shrinks
+from .score_scale import ScoreScale
 
 
 if TYPE_CHECKING:
@@ -199,9 +200,9 @@ def score_rows(
     batch_size: int = 128,
     **options: Any,
 ) -> list[float]:
-    """Reward-model scores of token rows, read at the last token, as `trl.RewardTrainer` trains it.
+    """Return reward-model scores of token rows, read at the last token, as `trl.RewardTrainer` trains it.
 
-    Equal rows (every answer of a ranking is in several pairs) are scored once.
+    They are on the scale that the model carries ([`ScoreScale`]). Equal rows (every answer of a ranking is in several pairs) are scored once.
 
     Args:
         options: of the model's forward.
@@ -210,6 +211,7 @@ def score_rows(
     for index, row in enumerate(rows):
         places.setdefault(tuple(row), []).append(index)
     scores = [0.0] * len(rows)
+    scale = ScoreScale.of(model.config)
     model.eval()
     for batch in batched(sorted(places, key=len), batch_size):
         # Right padding: a sequence classifier reads the last token that is not padding.
@@ -217,7 +219,7 @@ def score_rows(
             model.device
         )
         logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **options).logits
-        for row, score in zip(batch, logits.squeeze(-1).float().tolist(), strict=True):
+        for row, score in zip(batch, scale.apply(logits.squeeze(-1).float()).tolist(), strict=True):
             for index in places[row]:
                 scores[index] = score
     return scores

@@ -1,8 +1,10 @@
 """What is reported of a reward model: accuracy beside its ceiling, length bias, and the best-of-n curve."""
 
+import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,7 +15,8 @@ from .errors import GateError, UserError
 from .generation import encode_answers, sample_completions, score_completions, score_rows
 from .models import load_causal_lm
 from .ranking import prompt_id
-from .stage import Stage
+from .score_scale import ScoreScale
+from .stage import Stage, is_main_process
 from .statistics import bootstrap_interval
 
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BEST_OF = (1, 2, 4, 8)
+# Their answers tell a mean to a few hundredths of a deviation.
+SCALE_PAIRS = 1000
 
 
 @dataclass
@@ -38,6 +43,10 @@ class RewardArguments:
         metadata={"help": "Least gain in oracle score of best-of-8 over best-of-1; less stops the chain."},
     )
     max_new_tokens: int = field(default=64, metadata={"help": "Longest best-of-n answer, in tokens."})
+    broken_answer_share: float = field(
+        default=0.0,
+        metadata={"help": "Add so many pairs, as a share of all, of a real answer above a damaged copy of it."},
+    )
     use_margin: bool = field(default=False, metadata={"help": "Train with the pairs' margins (Llama 2, eq. 2)."})
     pair_weighting: Literal["pair", "prompt"] = field(
         default="pair",
@@ -47,6 +56,8 @@ class RewardArguments:
     def __post_init__(self):
         if self.oracle != "none" and self.best_of_n_prompt_file is None:
             raise ValueError("best_of_n_prompt_file: missing; the oracle judges best-of-n on unseen prompts")
+        if not 0 <= self.broken_answer_share <= 1:
+            raise ValueError(f"broken_answer_share: {self.broken_answer_share}; a share lies between 0 and 1")
 
 
 def init_head(head: "nn.Linear", seed: int) -> None:
@@ -174,6 +185,33 @@ def ceiling_accuracy(rows: Sequence[dict[str, Any]], judge: Callable[[Any, str],
         return 0.5 if chosen == rejected else float(chosen > rejected)
 
     return float(np.mean([order(row) for row in rows]))
+
+
+def store_scale(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Iterable[dict[str, Any]], folder: Path
+) -> dict[str, float]:
+    """Measure the scale of a reward model over the answers of preference pairs, and keep it in the saved model.
+
+    In the chain these answers are samples of the SFT model, where PPO begins: its mean score is then 0.
+
+    Args:
+        rows: the first `SCALE_PAIRS` are used.
+        folder: where the model was saved; beside it, in `adapter/`, its adapter.
+
+    Returns:
+        `score_mean` and `score_deviation`, of raw scores.
+    """
+    rows = list(itertools.islice(rows, SCALE_PAIRS))
+    prompts = [row.get("prompt", [] if isinstance(row["chosen"], list) else "") for row in rows]
+    answers = [text_of(row[side]) for side in ("chosen", "rejected") for row in rows]
+    ids = {tuple(row) for row in encode_answers(tokenizer, prompts * 2, answers)}
+    scale = ScoreScale.measured(score_rows(model, tokenizer, sorted(ids)))
+    scale.store(model.config)
+    if is_main_process():
+        for saved in (folder, folder / "adapter"):
+            if saved.is_dir():
+                model.config.save_pretrained(saved)
+    return {"score_mean": scale.mean, "score_deviation": scale.deviation}
 
 
 def best_of_n(true_scores: np.ndarray, proxy_scores: np.ndarray) -> dict[int, np.ndarray]:

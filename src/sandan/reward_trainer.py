@@ -22,6 +22,7 @@ from trl import RewardTrainer
 from trl.trainer.utils import pad
 
 from .flat_trainer import FlatTrainer
+from .score_scale import ScoreScale
 from .varlen import segments
 
 
@@ -113,6 +114,8 @@ class GroupedRewardTrainer(FlatTrainer, RewardTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        # A model that was a reward model before has another scale from now on.
+        ScoreScale().store(self.model.config)
         if self.flat:
             score_segments(self._base_model())
         self.data_collator = DistinctRows(

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 
-# Logged entries that are averaged at the start and at the end of the history.
+# Updates (or logged means of several) that are averaged at the start and at the end of the history.
 WINDOW = 3
-# Logged entries in which the critic may explain nothing before it is worth a word.
+# Updates in which the critic may explain nothing before it is worth a word.
 CRITIC_PATIENCE = 10
-# At one nat each sampled token is e times as likely as it was under the reference.
-MAX_KL_PER_TOKEN = 1.0
+# At one nat each sampled token is e times as likely as it was under the reference, at two 7 times: that is no longer a
+# choice among the answers that the reference gives.
+MAX_KL_PER_TOKEN, LOST_KL_PER_TOKEN = 1.0, 2.0
 MAX_LENGTH_GROWTH = 1.5
 MAX_REPETITION_GROWTH = 0.2
 MIN_ENTROPY_LEFT, MIN_ENDING_LEFT, FEW_ENDING_LEFT = 0.1, 0.5, 0.1
@@ -86,7 +87,15 @@ def _over_optimisation(first: _Means, last: _Means) -> Iterator[Finding]:
     kl_per_token = last.kl / max(last.tokens, 1)
     rise = f"the score rises ({first.score:.3g} to {last.score:.3g}) while"
     advice = "read the samples, judge them by another measure than this reward, and"
-    if kl_per_token > MAX_KL_PER_TOKEN and last.score > first.score:
+    if kl_per_token > LOST_KL_PER_TOKEN:
+        yield Finding(
+            "kl",
+            f"the policy ran away from its reference (KL {last.kl:.3g} nats per answer, {kl_per_token:.2g} per token), "
+            f"at a score of {first.score:.3g} to {last.score:.3g}: it writes what the reward model never learned to "
+            "judge; lower learning_rate, raise kl_coef, or train the reward model with broken_answer_share",
+            collapse=True,
+        )
+    elif kl_per_token > MAX_KL_PER_TOKEN and last.score > first.score:
         yield Finding(
             "kl",
             f"{rise} the policy runs away from its reference (KL {last.kl:.3g} nats per answer, {kl_per_token:.2g} "

@@ -23,8 +23,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import CONFIG_NAME
 
+from ..score_scale import ScoreScale
 from .inputs import forward_inputs
 
 
@@ -142,10 +145,8 @@ class AdapterHead(ValueHead):
         # Not a submodule: the optimizer and DDP have the policy's weights once already.
         self.__dict__["adapters"] = adapters
         self.name = name
-
-    @property
-    def config(self):
-        return self.adapters.policy.config
+        # A copy: the scale of its scores is its own.
+        self.config = copy.deepcopy(adapters.policy.config)
 
     @property
     def device(self) -> torch.device:
@@ -190,6 +191,8 @@ class AdapterHead(ValueHead):
             raise ValueError(f"{folder}: the adapter has no linear `score` head with one output")
         self.adapters.load(self.name, weights, folder)
         self.score.weight.copy_(head)
+        if Path(folder, CONFIG_NAME).is_file():
+            ScoreScale.of(PretrainedConfig.from_pretrained(folder)).store(self.config)
 
 
 def shared_reward(adapters: Adapters, source: Any) -> AdapterHead | None:
@@ -223,6 +226,7 @@ def critic_adapter(adapters: Adapters, reward: Any) -> AdapterHead:
     if shared:
         adapters.load(CRITIC, get_peft_model_state_dict(adapters.policy, adapter_name=REWARD), "reward")
         critic.score.load_state_dict(reward.score.state_dict())
+        ScoreScale.of(reward.config).store(critic.config)
     return critic
 
 

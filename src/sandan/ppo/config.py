@@ -9,6 +9,11 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import HubStrategy
 
 
+# What `max_approx_kl` is if unset. Healthy updates of the recipes stay below 0.05; the toy of tests/test_seed_examples.py
+# runs away at a learning rate of 1e-3 without it, and at none with it.
+MAX_APPROX_KL = 0.1
+
+
 @dataclass
 class PPOConfig(TrainingArguments):
     """Settings of [`PPOTrainer`].
@@ -170,7 +175,10 @@ class PPOConfig(TrainingArguments):
     )
     max_approx_kl: float | None = field(
         default=None,
-        metadata={"help": "Skip the rest of an update once a step's approximate KL (nats per token) is above X."},
+        metadata={
+            "help": "Skip the rest of an update once a step's approximate KL (nats per token) is above X; 0: never. Unset: "
+            f"{MAX_APPROX_KL}, which healthy runs do not reach (never with fp16 or DeepSpeed, which cannot skip a step)."
+        },
     )
     critic_learning_rate: float | None = field(
         default=None, metadata={"help": "Initial learning rate of the critic; unset: learning_rate."}
@@ -226,7 +234,6 @@ class PPOConfig(TrainingArguments):
             "score_clip",
             "length_penalty",
             "max_prompt_tokens",
-            "max_approx_kl",
             "critic_learning_rate",
         ):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
@@ -235,7 +242,9 @@ class PPOConfig(TrainingArguments):
             raise ValueError(f"dual_clip: must be greater than 1 or unset, found {self.dual_clip}")
         if self.policy_ema_decay is not None and not 0 < self.policy_ema_decay < 1:
             raise ValueError(f"policy_ema_decay: must be between 0 and 1 or unset, found {self.policy_ema_decay}")
-        if self.max_approx_kl is not None and self.fp16:
+        if self.max_approx_kl is not None and self.max_approx_kl < 0:
+            raise ValueError(f"max_approx_kl: must be at least 0 or unset, found {self.max_approx_kl}")
+        if self.max_approx_kl and self.fp16:
             raise ValueError("max_approx_kl: not with fp16, whose loss scaler cannot skip a step; use bf16")
         for name, choices in (
             ("stop_token", (None, "eos")),

@@ -43,10 +43,11 @@ from ..compilation import compile_layers
 from ..decoding import Decoder, obstacle
 from ..generation import batched, pad_left, sample_ids, sampling_config, to_completion
 from ..sampling import shrinks
+from ..score_scale import fold_scale
 from ..trainer import leave_if_asked
 from .backbone import AdapterHead, Adapters, TrunkHead, critic_adapter, is_of_critic
 from .checkpoints import ResumableTrainer
-from .config import PPOConfig
+from .config import MAX_APPROX_KL, PPOConfig
 from .ema import PolicyAverage
 from .evaluation import AnswerEvaluation
 from .flow import UpdateFlow, UpdateLoader
@@ -209,7 +210,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         args, policy = self.args, self.policy_model
         self.callback_handler.remove_callback(DefaultFlowCallback)
         self.callback_handler.callbacks.insert(0, UpdateFlow(self))
-        self.add_callback(Watch())
+        self.watch = Watch(args)
         if self.is_fsdp_enabled:
             exact_outputs(self.accelerator.state.fsdp_plugin)
         self._place_frozen_models()
@@ -224,11 +225,11 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
     def _set_state(self) -> None:
         """What changes during a run; the first three lines and `policy_average` are in every checkpoint.
 
-        Scores are centred by the first batch's mean, and so is the critic, by its mean value after the last token: one
-        that starts as the reward model is right about the scores before they are centred.
+        With `center_rewards` scores are centred by the first batch's mean, and so is the critic, by its mean value after
+        the last token: one that starts as the reward model is right about the scores before they are centred.
         """
         self.kl_coef = self.args.kl_coef
-        self.reward_center = self.value_center = None if self.args.center_rewards else 0.0
+        self.reward_center, self.value_center = (None, None) if self.args.center_rewards else (0.0, self.critic_mean)
         self.score_moments: Moments = (0.0, 0.0, 0.0)
         self.state.episode = 0
         self._postponed: set[str] = set()
@@ -246,8 +247,10 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         args = self.args
         if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 1:
             raise ValueError("FSDP 1: PPO cannot sample from its shards; set fsdp_version: 2")
-        if args.max_approx_kl is not None and self.is_deepspeed_enabled:
+        if args.max_approx_kl and self.is_deepspeed_enabled:
             raise ValueError("max_approx_kl: not with DeepSpeed, which steps inside backward; use DDP or FSDP")
+        if args.max_approx_kl is None:
+            args.max_approx_kl = 0.0 if self.is_deepspeed_enabled or args.fp16 else MAX_APPROX_KL
         if args.policy_ema_decay is not None and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ValueError("policy_ema_decay: not with DeepSpeed or FSDP, which hold weights in shards; use DDP")
         if args.critic_backbone != "own" and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
@@ -269,6 +272,9 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         else:
             self.policy_model = self._make_policy(policy, peft_config, args)
             self._share_backbone(self.policy_model, rewards, value_model, args)
+        # Scores are on the reward model's scale, and so is a critic that starts as a copy of it.
+        scaled = not isinstance(self.value_model, TrunkHead)
+        self.critic_mean = fold_scale(self.value_model.score, self.value_model.config) if scaled else 0.0
         weights = args.reward_weights or [1.0] * len(self.rewards)
         if len(weights) != len(self.rewards):
             raise ValueError(f"reward_weights: {len(weights)} for {len(self.rewards)} reward functions")
@@ -599,7 +605,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
                 f"{self._place()}: not finite: {', '.join(found)}, gradient norm {norm:.3g}; the weights are still "
                 "those of the step before. Lower learning_rate or max_grad_norm, or use bf16 or float32"
             )
-        if self.args.max_approx_kl is not None and approx_kl / tokens > self.args.max_approx_kl:
+        if self.args.max_approx_kl and approx_kl / tokens > self.args.max_approx_kl:
             self._update_stopped = True
             model.zero_grad()
         return grad_norm
@@ -900,7 +906,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
         metrics["time/update_seconds"] = now - self._update_started
         tokens_sampled = metrics["val/response_tokens"] * args.batch_size
         metrics["time/tokens_per_second"] = tokens_sampled / (now - self._rollout_started)
-        if args.max_approx_kl is not None:
+        if args.max_approx_kl:
             metrics["policy/epochs_used"] = self._steps_taken / args.num_mini_batches
         started, episodes = self._clock
         metrics["eps"] = (self.state.episode - episodes) / (now - started)
@@ -911,6 +917,7 @@ class PPOTrainer(ResumableTrainer, AnswerEvaluation, PushableTrainer):
             )
         self._history.append(metrics)
         self._experience = None
+        self.watch.look(metrics, self.state)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log of a training step also carries the means of the updates since the last one."""

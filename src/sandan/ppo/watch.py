@@ -1,32 +1,50 @@
-"""Watches a run with `sandan.watch`; only with `stop_on_collapse` does a run end by it."""
+"""Look at every update of a PPO run with `sandan.watch`; only with `stop_on_collapse` does a run end by it."""
 
 import logging
+from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerState
 
 from ..checkpoints import newest_whole
 from ..errors import GateError
-from ..watch import findings
+from ..watch import CRITIC_PATIENCE, WINDOW, findings
+from .config import PPOConfig
 
 
 logger = logging.getLogger(__name__)
 
 
-class Watch(TrainerCallback):
-    """Logs each finding when it appears; what is known follows from the log history, also in a resumed run."""
+class Watch:
+    """Logs each finding when it appears. It sees every update, however seldom the run logs.
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Raise `GateError` at a collapse, if the settings say so: on all ranks, and before Trainer saves the step."""
-        if not logs or "objective/kl" not in logs:
-            return
-        known = {finding.kind for finding in findings(state.log_history[:-1])}
-        found = findings(state.log_history)
+    A resumed run goes on with the logged part of its history.
+    """
+
+    def __init__(self, args: PPOConfig):
+        self.args = args
+        self.history: list[dict[str, Any]] | None = None
+        self.known: set[str] = set()
+
+    def look(self, metrics: dict[str, float], state: TrainerState) -> None:
+        """Look at the metrics of one more update, the same on all ranks.
+
+        Raises:
+            GateError: at a collapse, if the settings say so, on all ranks, and before Trainer saves the step.
+        """
+        if self.history is None:
+            self.history = [entry for entry in state.log_history if "objective/kl" in entry]
+            self.known = {finding.kind for finding in findings(self.history)}
+        self.history.append(metrics)
+        # The start and the end are all that findings are about.
+        del self.history[WINDOW : -max(WINDOW, CRITIC_PATIENCE)]
+        found = findings(self.history)
         for finding in found:
-            if finding.kind not in known and state.is_world_process_zero:
+            if finding.kind not in self.known and state.is_world_process_zero:
                 logger.warning("step %d: %s", state.global_step, finding.text)
+        self.known = {finding.kind for finding in found}
         lost = [finding.text for finding in found if finding.collapse]
-        if lost and args.stop_on_collapse:
-            checkpoint = newest_whole(args.output_dir, set_aside=False)
+        if lost and self.args.stop_on_collapse:
+            checkpoint = newest_whole(self.args.output_dir, set_aside=False)
             raise GateError(
                 f"step {state.global_step}: stopped by stop_on_collapse: {'; '.join(lost)}. Nothing of this step was "
                 f"saved; {f'the last checkpoint is {checkpoint}' if checkpoint else 'there is no checkpoint'}"
