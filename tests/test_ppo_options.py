@@ -88,13 +88,22 @@ def test_an_update_ends_early_above_the_approximate_kl(tiny):
     assert all(1 <= n for n in used)
     assert min(used) < 8
 
-    always, never = tiny(max_approx_kl=0, **settings), tiny(max_approx_kl=1e6, **settings)
+    always, never = tiny(**settings), tiny(max_approx_kl=1e6, **settings)
     always.train()
     never.train()
     assert_equal_weights(weights(always), weights(never))
     assert [log["policy/epochs_used"] for log in updates(never)] == [4, 4, 4]
     rates = [[log["lr"] for log in updates(one)] for one in (always, trainer)]
     assert rates[0] == rates[1]
+
+
+@pytest.mark.parametrize(("given", "bound"), [(None, 0.1), (0.0, 0.0), (0.02, 0.02)])
+def test_an_update_that_goes_too_far_is_cut_short_by_default(tiny, given, bound):
+    trainer = tiny(max_approx_kl=given, learning_rate=3e-2, num_ppo_epochs=8)
+    trainer.train()
+    assert trainer.args.max_approx_kl == bound
+    used = [log.get("policy/epochs_used", 8) for log in updates(trainer)]
+    assert (min(used) < 8) == (bound > 0)
 
 
 def test_skipped_steps_leave_weights_and_moments_alone(tiny):
