@@ -25,10 +25,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT := outputs/$(RECIPE)
 RECIPE_DIR := recipes/$(RECIPE)
-STAGES := tokenizer pretrain pretrain_mlm sft candidates rank preferences reward ppo evaluate report
+# The rows of src/sandan/core/chain.py, each as name:script:cpu_only:needs,...
+ROWS := $(shell $(PYTHON) src/sandan/core/chain.py)
+comma := ,
+# $(call column,NUMBER,STAGE)
+column = $(subst $(comma), ,$(word $(1),$(subst :, ,$(subst ::,:-:,$(filter $(2):%,$(ROWS))))))
+STAGES := $(foreach row,$(ROWS),$(firstword $(subst :, ,$(row))))
 # The stages that this recipe has.
 CHAIN := $(foreach stage,$(STAGES),$(if $(wildcard $(RECIPE_DIR)/$(stage).yaml),$(stage)))
-CPU_ONLY := tokenizer rank preferences report
+CPU_ONLY := $(foreach stage,$(STAGES),$(if $(filter cpu,$(call column,3,$(stage))),$(stage)))
 # One process on the CPU needs no launcher, which takes 2.5 s to start: what recipes/accelerate_configs/cpu.yaml says.
 LAUNCHER_cpu := ACCELERATE_USE_CPU=true $(BIN)/python
 launcher = $(or $(LAUNCHER_$(1)),$(BIN)/accelerate launch --config_file recipes/accelerate_configs/$(1).yaml --quiet)
@@ -46,7 +51,7 @@ export TOKENIZERS_PARALLELISM ?= false
 ##@ Start here
 .PHONY: help
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z_-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^##@ \(stages\)/ {system("$(PYTHON) src/sandan/core/chain.py help"); next} /^##@/ {printf "\n%s\n", substr($$0, 5); fflush()} /^[a-z_-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2; fflush()}' Makefile
 	@printf '\nOptions: RECIPE=%s LAUNCH=%s ARGS="--any_field value" SEED=1\n' "$(RECIPE)" "$(LAUNCH)"
 
 .PHONY: demo
@@ -75,18 +80,7 @@ chain: $(VENV)/.ready ## Run every stage of RECIPE, each only if something befor
 	@$(MAKE) --no-print-directory $(OUT)/report/result.json
 
 .PHONY: $(STAGES)
-tokenizer: ## Train a tokenizer
-pretrain: ## 1. Pretrain a causal language model on plain text
-pretrain_mlm: ## 1. Pretrain a masked language model on plain text
-sft: ## 2. Fine-tune on prompt -> answer pairs
-candidates: ## 3.1 Let the SFT model write several answers to each prompt
-rank: ## 3.2 Rank them: simulated people; with ANNOTATOR=name, you, on a page in the browser
-preferences: ## 3.3 Make preference pairs of the rankings, and say how far the rankers agree
-reward: ## 3.4 Train the reward model on the pairs
-ppo: ## 3.5 PPO against the reward model
-evaluate: ## Compare base, SFT and PPO on unseen prompts
-report: ## report.json and report.html
-
+##@ (stages)
 $(filter-out $(if $(ANNOTATOR),rank),$(STAGES)): %: $(VENV)/.ready
 	@$(MAKE) --no-print-directory $(OUT)/$*/result.json ONLY=$*
 
@@ -101,30 +95,20 @@ endif
 # Whether the stage reruns unasked: it was given a seed, or it is the one that ARGS are for.
 forced = $(or $(SEED),$(if $(filter $(1),$(ONLY)),$(ARGS)))
 
-# $(call needs,STAGE,EARLIER STAGES...): the earlier stages' results that this recipe has.
-script_of = $(if $(filter pretrain_mlm,$(1)),pretrain,$(1))
-needs = $(patsubst %,$(OUT)/%/result.json,$(filter $(2),$(CHAIN)))
+script_of = $(call column,2,$(1))
+# The results that a stage needs, of the stages that this recipe has.
+needs = $(patsubst %,$(OUT)/%/result.json,$(filter $(call column,4,$(1)),$(CHAIN)))
 # Local data files and logs of annotators named in the stage's recipe.
 data_of = $(wildcard $(shell grep -oE '\b(data|annotations)/[A-Za-z0-9_./-]+' $(RECIPE_DIR)/$(1).yaml 2>/dev/null))
 
 .PHONY: force
 define stage_rule
-$(OUT)/$(1)/result.json: $(RECIPE_DIR)/$(1).yaml scripts/$(call script_of,$(1)).py $(call data_of,$(1)) $(call needs,$(1),$(2)) $(if $(call forced,$(1)),force)
+$(OUT)/$(1)/result.json: $(RECIPE_DIR)/$(1).yaml scripts/$(call script_of,$(1)).py $(call data_of,$(1)) $(call needs,$(1)) $(if $(call forced,$(1)),force)
 	@printf '\n\033[1m── %s ──\033[0m\n' "$(RECIPE): $(1)"
 	@$(call launcher,$(if $(filter $(1),$(CPU_ONLY)),cpu,$(LAUNCH))) \
 		scripts/$(call script_of,$(1)).py --config $(RECIPE_DIR)/$(1).yaml $(if $(SEED),--seed $(SEED)) $(if $(filter $(1),$(ONLY)),$(ARGS))
 endef
-$(eval $(call stage_rule,tokenizer,))
-$(eval $(call stage_rule,pretrain,tokenizer))
-$(eval $(call stage_rule,pretrain_mlm,tokenizer))
-$(eval $(call stage_rule,sft,pretrain))
-$(eval $(call stage_rule,candidates,sft))
-$(eval $(call stage_rule,rank,candidates))
-$(eval $(call stage_rule,preferences,rank))
-$(eval $(call stage_rule,reward,sft preferences))
-$(eval $(call stage_rule,ppo,sft reward))
-$(eval $(call stage_rule,evaluate,pretrain pretrain_mlm sft reward ppo))
-$(eval $(call stage_rule,report,$(filter-out report,$(STAGES))))
+$(foreach stage,$(STAGES),$(eval $(call stage_rule,$(stage))))
 
 .PHONY: seeds
 seeds: $(SEEDS:%=$(OUT)-seeds/%.json) ## Run the whole chain for each of SEEDS and keep each report (-k goes on after a failure)
@@ -137,9 +121,9 @@ $(OUT)-seeds/%.json: $(VENV)/.ready force
 ##@ Trust
 .PHONY: check
 check: $(VENV)/.ready ## Check RECIPE without training: settings, data, tokens, steps, memory, disk
-	@failed=; for stage in $(CHAIN); do \
+	@failed=; for pair in $(foreach stage,$(CHAIN),$(stage):$(call script_of,$(stage))); do stage=$${pair%:*}; script=$${pair#*:}; \
 		printf '\n\033[1m── %s ──\033[0m\n' "$(RECIPE): $$stage"; \
-		$(BIN)/python scripts/$${stage%_mlm}.py --config $(RECIPE_DIR)/$$stage.yaml --dry_run true $(ARGS) || failed="$$failed $$stage"; \
+		$(BIN)/python scripts/$$script.py --config $(RECIPE_DIR)/$$stage.yaml --dry_run true $(ARGS) || failed="$$failed $$stage"; \
 	done; if [ -n "$$failed" ]; then echo "not ready:$$failed" >&2; exit 2; fi
 
 HUB_ID ?=
@@ -149,7 +133,7 @@ PUBLIC ?=
 .PHONY: push
 push: $(VENV)/.ready ## Push the results of RECIPE to the Hub, private: make push HUB_ID=alice/tiny
 	$(if $(HUB_ID),,$(error HUB_ID is missing, as in: make push RECIPE=$(RECIPE) HUB_ID=alice/$(RECIPE)))
-	@$(BIN)/python -m sandan.publish --recipe_dir $(OUT) --hub_id $(HUB_ID) \
+	@$(BIN)/python scripts/push.py --recipe_dir $(OUT) --hub_id $(HUB_ID) \
 		$(if $(LICENSE_NAME),--license $(LICENSE_NAME)) $(if $(PUBLIC),--public true)
 
 KILLS ?= 5

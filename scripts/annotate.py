@@ -11,7 +11,7 @@ Ctrl+C ends it. Every judgement is on the disk as soon as the page shows the nex
 
 from dataclasses import dataclass, field
 
-from sandan.cli import run
+from sandan.run.cli import run
 
 
 @dataclass
@@ -46,8 +46,9 @@ def main(args):
 
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
-    from sandan.annotation.log import JudgementLog, check_annotator
-    from sandan.annotation.page import (
+    from sandan.preference.item_queue import Queue, QueueSettings, load_items
+    from sandan.preference.judgement_log import JudgementLog, check_annotator
+    from sandan.preference.ranking_page import (
         Desk,
         accounts_from_environment,
         build_page,
@@ -55,7 +56,6 @@ def main(args):
         load_guidelines,
         serve,
     )
-    from sandan.annotation.queue import Queue, QueueSettings, load_items
 
     if args.annotator is not None:
         check_annotator(args.annotator)

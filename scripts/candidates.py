@@ -11,7 +11,7 @@ CPU:
 
 from dataclasses import dataclass, field
 
-from sandan.cli import run
+from sandan.run.cli import run
 
 
 COLUMNS = [("prompt",)]
@@ -35,10 +35,12 @@ class CandidatesArguments:
 
 
 def main(args, data, stage):
-    from sandan.data import load_data, write_jsonl
-    from sandan.generation import sample_completions
-    from sandan.models import load_causal_lm, load_tokenizer, require_model
-    from sandan.ranking import distinct_candidates, prompt_id
+    from sandan.data.chat import prompt_id
+    from sandan.data.jsonl import write_jsonl
+    from sandan.data.loading import load_data
+    from sandan.models.loading import load_causal_lm, load_tokenizer, require_model
+    from sandan.models.sampling import sample_completions
+    from sandan.preference.simulated_rankers import distinct_candidates
 
     path = require_model(args.model_name_or_path, stage)
     prompts, _ = load_data(data, stage, COLUMNS)
@@ -74,4 +76,4 @@ def main(args, data, stage):
 
 
 if __name__ == "__main__":
-    run(main, CandidatesArguments, "sandan.data:DataArguments")
+    run(main, CandidatesArguments, "sandan.data.loading:DataArguments")

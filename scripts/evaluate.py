@@ -11,7 +11,7 @@ CPU:
 
 import json
 
-from sandan.cli import run
+from sandan.run.cli import run
 
 
 COLUMNS = [("prompt",)]
@@ -20,9 +20,11 @@ COLUMNS = [("prompt",)]
 def main(args, data, stage):
     from functools import partial
 
-    from sandan.data import load_data, read_jsonl, write_jsonl
-    from sandan.evaluation import compare, fitting_prompts, log_probs, minimal_pair_accuracy, pseudo_log_probs
-    from sandan.models import (
+    from sandan.core.files import write_text
+    from sandan.data.jsonl import read_jsonl, write_jsonl
+    from sandan.data.loading import load_data
+    from sandan.evaluate.comparison import compare, fitting_prompts, log_probs, minimal_pair_accuracy, pseudo_log_probs
+    from sandan.models.loading import (
         check_same_tokens,
         load_causal_lm,
         load_masked_lm,
@@ -30,7 +32,6 @@ def main(args, data, stage):
         load_tokenizer,
         require_model,
     )
-    from sandan.stage import write_text
 
     paths = {name: getattr(args, f"{name}_model") for name in ("base", "sft", "ppo")}
     for name, path in {**paths, "reward": args.reward_model, "masked": args.masked_model}.items():
@@ -67,4 +68,4 @@ def main(args, data, stage):
 
 
 if __name__ == "__main__":
-    run(main, "sandan.evaluation:EvaluateArguments", "sandan.data:DataArguments")
+    run(main, "sandan.evaluate.comparison:EvaluateArguments", "sandan.data.loading:DataArguments")

@@ -10,7 +10,7 @@ with HF_TOKEN. A second run goes on where the first one ended. The prompts and a
 
 from dataclasses import dataclass, field
 
-from sandan.cli import run
+from sandan.run.cli import run
 
 
 @dataclass
@@ -33,10 +33,10 @@ class JudgeArguments:
 def main(args):
     import re
 
-    from sandan.annotation.judge import EVERY_ITEM, connect, judge_all
-    from sandan.annotation.log import JudgementLog, check_annotator
-    from sandan.annotation.page import keep_guidelines, load_guidelines
-    from sandan.annotation.queue import Queue, load_items
+    from sandan.preference.item_queue import Queue, load_items
+    from sandan.preference.judgement_log import JudgementLog, check_annotator
+    from sandan.preference.llm_judge import EVERY_ITEM, connect, judge_all
+    from sandan.preference.ranking_page import keep_guidelines, load_guidelines
 
     name = check_annotator(args.annotator or re.sub(r"[^A-Za-z0-9_-]+", "-", args.model)[-32:])
     guidelines = load_guidelines(args.guidelines_file)

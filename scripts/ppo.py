@@ -13,8 +13,8 @@ CPU:
         --config recipes/english-small/ppo.yaml
 """
 
-from sandan.cli import run
-from sandan.overoptimisation import TrueScoreArguments
+from sandan.evaluate.overoptimisation import TrueScoreArguments
+from sandan.run.cli import run
 
 
 COLUMNS = [("prompt",)]
@@ -37,10 +37,12 @@ def main(config, judge, model_args, data, stage):
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, ProgressCallback
     from trl import get_peft_config, get_quantization_config
 
-    from sandan import PPOTrainer, models, training
-    from sandan.data import load_data
-    from sandan.errors import UserError
-    from sandan.overoptimisation import curve_metrics, judged_prompts, ppo_curve, true_score_function
+    from sandan import PPOTrainer
+    from sandan.core.errors import UserError
+    from sandan.data.loading import load_data
+    from sandan.evaluate.overoptimisation import curve_metrics, judged_prompts, ppo_curve, true_score_function
+    from sandan.models import loading as models
+    from sandan.training import train_and_save as training
 
     policy_path = models.require_model(model_args.model_name_or_path or config.sft_model_path, stage)
     reward_path = models.require_model(config.reward_model_path, stage, "reward_model_path")
@@ -100,4 +102,11 @@ def summary(history: list[dict], seconds: float) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run(main, "sandan.ppo:PPOConfig", TrueScoreArguments, "trl:ModelConfig", "sandan.data:DataArguments")
+    run(
+        main,
+        "sandan.ppo:PPOConfig",
+        TrueScoreArguments,
+        "trl:ModelConfig",
+        "sandan.data.loading:DataArguments",
+        preview="sandan.ppo.preview",
+    )

@@ -11,7 +11,7 @@ Of people:
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sandan.cli import run
+from sandan.run.cli import run
 
 
 @dataclass
@@ -37,9 +37,9 @@ class PreferencesArguments:
 
 
 def main(args, stage):
-    from sandan.annotation.agreement import analyse
-    from sandan.annotation.preferences import guidelines_of, make_preferences, read_logs, write_dataset
-    from sandan.annotation.terminal import render_agreement
+    from sandan.preference.agreement import analyse
+    from sandan.preference.pairs import guidelines_of, make_preferences, read_logs, write_dataset
+    from sandan.preference.terminal import render_agreement
 
     judgements, skips = read_logs(args.judgement_files, stage)
     splits, counts = make_preferences(judgements, args.form, args.held_out_share, args.seed)

@@ -13,7 +13,7 @@ CPU:
         --config recipes/english-small/pretrain.yaml
 """
 
-from sandan.cli import run
+from sandan.run.cli import run
 
 
 COLUMNS = [("text",)]
@@ -23,9 +23,8 @@ def main(args, config, model_args, data, stage):
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, set_seed
 
-    from sandan.block_trainer import BlockTrainer
-    from sandan.data import load_data
-    from sandan.models import (
+    from sandan.data.loading import load_data
+    from sandan.models.loading import (
         check_reading,
         check_vocabulary,
         load_model,
@@ -33,9 +32,17 @@ def main(args, config, model_args, data, stage):
         model_init_kwargs,
         require_model,
     )
-    from sandan.order import OrderedTrainer
-    from sandan.pretraining import bits_per_byte, bytes_per_token, make_collator, masked_accuracy, new_model, to_blocks
-    from sandan.training import set_stop_token, train_and_save
+    from sandan.pretrain.masking import make_collator
+    from sandan.pretrain.model_and_blocks import (
+        bits_per_byte,
+        bytes_per_token,
+        masked_accuracy,
+        new_model,
+        to_blocks,
+    )
+    from sandan.pretrain.order import OrderedTrainer
+    from sandan.pretrain.trainer import BlockTrainer
+    from sandan.training.train_and_save import set_stop_token, train_and_save
 
     masked = args.objective == "mlm"
     tokenizer = load_tokenizer(require_model(args.tokenizer_name_or_path, stage, "tokenizer_name_or_path"))
@@ -80,8 +87,9 @@ def main(args, config, model_args, data, stage):
 if __name__ == "__main__":
     run(
         main,
-        "sandan.pretraining:PretrainArguments",
+        "sandan.pretrain.model_and_blocks:PretrainArguments",
         "transformers:TrainingArguments",
         "trl:ModelConfig",
-        "sandan.data:DataArguments",
+        "sandan.data.loading:DataArguments",
+        preview="sandan.pretrain.preview",
     )

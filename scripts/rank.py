@@ -12,7 +12,7 @@ More careful rankers:
 
 from dataclasses import dataclass, field
 
-from sandan.cli import run
+from sandan.run.cli import run
 
 
 @dataclass
@@ -39,8 +39,8 @@ def main(args, stage):
     import random
     from datetime import datetime, timezone
 
-    from sandan.data import read_jsonl, write_jsonl
-    from sandan.ranking import noise_temperature, simulate_ranks
+    from sandan.data.jsonl import read_jsonl, write_jsonl
+    from sandan.preference.simulated_rankers import noise_temperature, simulate_ranks
     from sandan.world.oracle import judge
 
     rows = read_jsonl(stage.add_input(args.candidates_file), columns=[("prompt_id", "prompt", "candidates")])

@@ -10,7 +10,7 @@ Exit code 0 if every check passed, 1 if one did not; the files are written eithe
 
 from dataclasses import dataclass, field
 
-from sandan.cli import run
+from sandan.run.cli import run
 
 
 @dataclass
@@ -25,8 +25,8 @@ class ReportArguments:
 def main(args, stage):
     from pathlib import Path
 
-    from sandan.errors import GateError
-    from sandan.report import write_report
+    from sandan.core.errors import GateError
+    from sandan.report.build import write_report
 
     report = write_report(Path(args.recipe_dir), stage)
     failed = [check["name"] for check in report["checks"] if not check["passed"]]

@@ -15,7 +15,7 @@ CPU:
 
 import json
 
-from sandan.cli import run
+from sandan.run.cli import run
 
 
 COLUMNS = [("prompt", "chosen", "rejected"), ("chosen", "rejected")]
@@ -25,15 +25,16 @@ def main(args, config, model_args, data, stage):
     import torch
     from datasets import Dataset, concatenate_datasets
 
-    from sandan.broken_answers import broken_pairs
-    from sandan.data import load_data
-    from sandan.errors import UserError
-    from sandan.models import load_tokenizer, require_model
-    from sandan.ranking import prompt_id
-    from sandan.reward import check_disjoint, evaluate_pairs, gate, init_head, store_scale
-    from sandan.reward_trainer import GroupedRewardTrainer, prompt_weights
-    from sandan.stage import write_text
-    from sandan.training import count_dropped, make_trl_trainer, train_and_save
+    from sandan.core.errors import UserError
+    from sandan.core.files import write_text
+    from sandan.data.chat import prompt_id
+    from sandan.data.loading import load_data
+    from sandan.models.loading import load_tokenizer, require_model
+    from sandan.preference.broken_answers import broken_pairs
+    from sandan.reward.gate import gate
+    from sandan.reward.metrics import check_disjoint, evaluate_pairs, init_head, store_scale
+    from sandan.reward.trainer import GroupedRewardTrainer, prompt_weights
+    from sandan.training.train_and_save import count_dropped, make_trl_trainer, train_and_save
 
     path = require_model(model_args.model_name_or_path, stage)
     tokenizer = load_tokenizer(path, model_args.model_revision)
@@ -73,4 +74,11 @@ def main(args, config, model_args, data, stage):
 
 
 if __name__ == "__main__":
-    run(main, "sandan.reward:RewardArguments", "trl:RewardConfig", "trl:ModelConfig", "sandan.data:DataArguments")
+    run(
+        main,
+        "sandan.reward.gate:RewardArguments",
+        "trl:RewardConfig",
+        "trl:ModelConfig",
+        "sandan.data.loading:DataArguments",
+        preview="sandan.reward.preview",
+    )

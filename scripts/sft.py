@@ -12,17 +12,17 @@ CPU:
         --config recipes/english-small/sft.yaml --use_peft --lora_r 16
 """
 
-from sandan.cli import run
+from sandan.run.cli import run
 
 
 COLUMNS = [("prompt", "completion"), ("messages",), ("text",)]
 
 
 def main(config, model_args, data, stage):
-    from sandan.data import load_data
-    from sandan.models import check_vocabulary, load_tokenizer, require_model
-    from sandan.sft_trainer import GuardedSFTTrainer
-    from sandan.training import count_dropped, make_trl_trainer, set_stop_token, train_and_save
+    from sandan.data.loading import load_data
+    from sandan.models.loading import check_vocabulary, load_tokenizer, require_model
+    from sandan.sft.trainer import GuardedSFTTrainer
+    from sandan.training.train_and_save import count_dropped, make_trl_trainer, set_stop_token, train_and_save
 
     path = require_model(model_args.model_name_or_path, stage)
     tokenizer = load_tokenizer(path, model_args.model_revision)
@@ -36,4 +36,4 @@ def main(config, model_args, data, stage):
 
 
 if __name__ == "__main__":
-    run(main, "trl:SFTConfig", "trl:ModelConfig", "sandan.data:DataArguments")
+    run(main, "trl:SFTConfig", "trl:ModelConfig", "sandan.data.loading:DataArguments", preview="sandan.sft.preview")

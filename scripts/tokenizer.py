@@ -11,7 +11,7 @@ Your own text:
 
 from dataclasses import dataclass, field
 
-from sandan.cli import run
+from sandan.run.cli import run
 
 
 COLUMNS = [("text",), ("prompt", "completion"), ("messages",)]
@@ -29,8 +29,8 @@ class TokenizerArguments:
 
 
 def main(args, data, stage):
-    from sandan.data import load_data
-    from sandan.tokenization import texts_of, train_tokenizer
+    from sandan.data.loading import load_data
+    from sandan.pretrain.tokenizer import texts_of, train_tokenizer
 
     train, held_out = load_data(data, stage, COLUMNS)
     tokenizer = train_tokenizer(texts_of(train), args.vocab_size)
@@ -47,4 +47,4 @@ def main(args, data, stage):
 
 
 if __name__ == "__main__":
-    run(main, TokenizerArguments, "sandan.data:DataArguments")
+    run(main, TokenizerArguments, "sandan.data.loading:DataArguments")

@@ -289,7 +289,7 @@ def _smaller(folder: str) -> None:
 
 
 def _other_tokens(folder: str) -> None:
-    from sandan.tokenization import train_tokenizer
+    from sandan.pretrain.tokenizer import train_tokenizer
 
     train_tokenizer(["entirely other words, of the same number"] * 9, 320).save_pretrained(folder)
 
@@ -308,7 +308,7 @@ class Bench:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-        from sandan.tokenization import train_tokenizer
+        from sandan.pretrain.tokenizer import train_tokenizer
 
         self.good = self.folder / "good"
         shutil.copytree(ROOT / "recipes" / "tiny", self.good / "recipes" / "tiny")

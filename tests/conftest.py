@@ -34,7 +34,7 @@ def own_dataset_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from sandan.tokenization import train_tokenizer
+    from sandan.pretrain.tokenizer import train_tokenizer
 
     return train_tokenizer(TEXTS * 20, vocab_size=320)
 

@@ -91,7 +91,7 @@ def make_models(folder: Path, texts: list[str]) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-    from sandan.tokenization import train_tokenizer
+    from sandan.pretrain.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(texts, vocab_size=400)
     names = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -265,10 +265,10 @@ def preload() -> None:
     import trl  # noqa: F401
     from transformers import LlamaForCausalLM, LlamaForSequenceClassification, ModernBertForMaskedLM  # noqa: F401
 
-    import sandan.pretraining
-    import sandan.reward_trainer
-    import sandan.sft_trainer
-    import sandan.training  # noqa: F401
+    import sandan.pretrain.model_and_blocks
+    import sandan.reward.trainer
+    import sandan.sft.trainer
+    import sandan.training.train_and_save  # noqa: F401
     from sandan import PPOTrainer  # noqa: F401
 
     torch.set_num_threads(1)

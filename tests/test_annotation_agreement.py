@@ -12,15 +12,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import ROOT
 
-from sandan.annotation.agreement import analyse, krippendorff_alpha, pairwise_agreement
-from sandan.annotation.judge import EVERY_ITEM, both_orders, connect, judge_all, parse_ranking
-from sandan.annotation.log import JudgementLog, standing_judgements
-from sandan.annotation.preferences import in_form, make_preferences, read_logs, to_text, write_dataset
-from sandan.annotation.queue import Queue, QueueSettings, load_items
-from sandan.data import to_turns
-from sandan.errors import UserError
-from sandan.ranking import agreement_probability, simulate_ranks
-from sandan.stage import Stage
+from sandan.core.errors import UserError
+from sandan.core.stage import Stage
+from sandan.data.chat import to_text, to_turns
+from sandan.preference.agreement import analyse, krippendorff_alpha, pairwise_agreement
+from sandan.preference.item_queue import Queue, QueueSettings, load_items
+from sandan.preference.judgement_log import JudgementLog, standing_judgements
+from sandan.preference.llm_judge import EVERY_ITEM, both_orders, connect, judge_all, parse_ranking
+from sandan.preference.pairs import in_form, make_preferences, read_logs, write_dataset
+from sandan.preference.simulated_rankers import agreement_probability, simulate_ranks
 
 
 # Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), section D: four observers, twelve units.

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sandan.annotation.log import JudgementLog, check_annotator, competition_ranks, standing_judgements
-from sandan.annotation.queue import Item, Queue, QueueSettings, item_identity, load_items
-from sandan.errors import UserError
+from sandan.core.errors import UserError
+from sandan.preference.item_queue import Item, Queue, QueueSettings, item_identity, load_items
+from sandan.preference.judgement_log import JudgementLog, check_annotator, competition_ranks, standing_judgements
 
 
 SRC = str(Path(__file__).parent.parent / "src")

@@ -9,8 +9,10 @@ import urllib.request
 import pytest
 from browser import CHROMIUM, FLAGS, Server, Watch, free_port, needs_browser
 
-from sandan.annotation.log import JudgementLog, competition_ranks, standing_judgements
-from sandan.annotation.page import (
+from sandan.core.errors import UserError
+from sandan.preference.item_queue import Queue, QueueSettings, load_items
+from sandan.preference.judgement_log import JudgementLog, competition_ranks, standing_judgements
+from sandan.preference.ranking_page import (
     REASONS,
     Desk,
     Guidelines,
@@ -21,8 +23,6 @@ from sandan.annotation.page import (
     load_guidelines,
     serve,
 )
-from sandan.annotation.queue import Queue, QueueSettings, load_items
-from sandan.errors import UserError
 
 
 SECRET = "secret-model-7b"

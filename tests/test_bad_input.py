@@ -9,8 +9,8 @@ import pytest
 from conftest import ROOT
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
-from sandan.data import write_jsonl
-from sandan.tokenization import train_tokenizer
+from sandan.data.jsonl import write_jsonl
+from sandan.pretrain.tokenizer import train_tokenizer
 
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, DefaultDataCollator, Trainer, TrainingArguments
 
-from sandan.block_trainer import BlockTrainer
+from sandan.pretrain.trainer import BlockTrainer
 
 
 SIZES = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "use_cache": False}

@@ -5,7 +5,7 @@ import json
 import pytest
 from test_makefile import make, make_checkout
 
-from sandan.stage import CHAIN
+from sandan.core.chain import CHAIN
 from sandan.world.facts import RELATIONS
 
 

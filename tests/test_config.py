@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from trl import ModelConfig, SFTConfig
 
-import sandan.cli
-from sandan.config import REMOVED_KEYS, StrictParser, check_type
-from sandan.data import DataArguments
-from sandan.errors import UserError
+import sandan.run.cli
+from sandan.core.errors import UserError
+from sandan.data.loading import DataArguments
+from sandan.run.config import REMOVED_KEYS, StrictParser, check_type
 
 
 CPU = "output_dir: out\nuse_cpu: true\nbf16: false\n"
@@ -65,9 +65,12 @@ def refusal(parse):
 
 def specs_of(script, monkeypatch):
     captured = []
-    monkeypatch.setattr(sandan.cli, "run", lambda main, *specs: captured.extend(specs))
+    monkeypatch.setattr(
+        sandan.run.cli, "run", lambda main, *specs, preview=None, **_: captured.append((specs, preview))
+    )
     runpy.run_path(str(script), run_name="__main__")
-    return [*(sandan.cli._load(spec) for spec in captured), sandan.cli._run_options(captured)]
+    ((specs, preview),) = captured
+    return [*(sandan.run.cli._load(spec) for spec in specs), sandan.run.cli.options_of(preview)]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -75,7 +78,7 @@ def test_every_committed_recipe_parses_with_its_own_script(path, monkeypatch):
     script = ROOT / "scripts" / f"{path.stem.removesuffix('_mlm')}.py"
     parser = StrictParser(specs_of(script, monkeypatch))
     on_cpu = ["--use_cpu", "true"] if "use_cpu" in parser.hints else []
-    config = sandan.cli.effective_config(parser.parse(["--config", str(path), *on_cpu]))
+    config = sandan.run.cli.effective_config(parser.parse(["--config", str(path), *on_cpu]))
     assert config["output_dir"] == f"outputs/{path.parent.name}/{path.stem}"
 
 

@@ -5,19 +5,12 @@ import json
 
 import pytest
 
-from sandan.data import (
-    DataArguments,
-    as_chat,
-    check_jsonl,
-    first_user_text,
-    load_data,
-    read_jsonl,
-    split_by_prompt,
-    to_turns,
-    write_jsonl,
-)
-from sandan.errors import UserError
-from sandan.stage import Stage, sha256
+from sandan.core.errors import UserError
+from sandan.core.files import sha256
+from sandan.core.stage import Stage
+from sandan.data.chat import as_chat, first_user_text, split_by_prompt, to_turns
+from sandan.data.jsonl import check_jsonl, read_jsonl, write_jsonl
+from sandan.data.loading import DataArguments, load_data
 
 
 TEXT = [("text",)]

@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from test_ppo_trainer import make_policy, tiny  # noqa: F401 (fixture)
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
-from sandan.decoding import Decoder, draw, obstacle
+from sandan.models.cuda_graph_sampling import Decoder, draw, obstacle
 from sandan.ppo.inputs import forward_inputs
 
 
@@ -133,10 +133,10 @@ def test_other_architectures_give_the_tokens_of_the_slow_path():
 
 def test_trainer_samples_with_a_decoder_as_with_generate(tiny):  # noqa: F811
     trainer = tiny(local_rollout_forward_batch_size=3)
-    assert trainer.decoder is None
+    assert trainer.sampler.decoder is None
     rows = [trainer.train_dataset[index] for index in range(7)]
     slow = trainer.sample(rows, seed=0, greedy=True)
-    trainer.decoder = Decoder(trainer.policy_model, 3, 8, torch.float32)
+    trainer.sampler.decoder = Decoder(trainer.policy_model, 3, 8, torch.float32)
     state = torch.get_rng_state()
     fast = trainer.sample(rows, seed=0, greedy=True)
     assert fast.completions == slow.completions

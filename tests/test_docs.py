@@ -2,6 +2,7 @@
 
 import ast
 import gzip
+import importlib
 import json
 import os
 import re
@@ -16,12 +17,13 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from test_makefile import environment, make, make_checkout, targets
 
-import sandan.cli
-from sandan.config import StrictParser
-from sandan.stage import CHAIN
+import sandan.run.cli
+from sandan.core.chain import CHAIN
+from sandan.run.config import StrictParser
 
 
 ROOT = Path(__file__).parent.parent
+SRC = ROOT / "src" / "sandan"
 DOCUMENTS = [
     "README.md",
     "README.ja.md",
@@ -126,13 +128,16 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture
 def specs(monkeypatch):
-    """`specs("sft")` are the dataclasses that scripts/sft.py passes to `sandan.cli.run`."""
+    """`specs("sft")` are the dataclasses that scripts/sft.py passes to `sandan.run.cli.run`."""
 
     def capture(script):
         captured = []
-        monkeypatch.setattr(sandan.cli, "run", lambda main, *dataclasses, **_: captured.extend(dataclasses))
+        monkeypatch.setattr(
+            sandan.run.cli, "run", lambda main, *specs, preview=None, **_: captured.append((specs, preview))
+        )
         runpy.run_path(str(ROOT / "scripts" / f"{script}.py"), run_name="__main__")
-        return [*(sandan.cli._load(spec) for spec in captured), sandan.cli._run_options(captured)]
+        ((specs, preview),) = captured
+        return [*(sandan.run.cli._load(spec) for spec in specs), sandan.run.cli.options_of(preview)]
 
     return capture
 
@@ -350,3 +355,24 @@ def test_the_readme_names_files_and_folders_that_exist():
             if place == "outputs/":
                 continue
             assert list(ROOT.glob(re.sub(r"<\w+>", "*", place).rstrip("/"))), f"{name}: {place}"
+
+
+def test_the_ledger_names_functions_that_exist():
+    text = read("docs/ppo.md")
+    ledger = text[text.index("## The ledger") : text.index("## Migration")]
+    cells = [row.split("|")[4] for row in ledger.splitlines() if row.count("|") == 6]
+    names = [name for cell in cells for name in re.findall(r"`(?!transformers)([a-z_]+(?:\.\w+)+)`", cell)]
+    assert len(names) > 50
+    for name in names:
+        module, *path = name.split(".")
+        rooms = [room for room in ("ppo", "models", "reward", "training") if (SRC / room / f"{module}.py").is_file()]
+        found = [importlib.import_module(f"sandan.{room}.{module}") for room in rooms]
+        assert any(has_path(one, path) for one in found), name
+
+
+def has_path(owner, path):
+    for name in path:
+        if not hasattr(owner, name):
+            return False
+        owner = getattr(owner, name)
+    return True

@@ -11,9 +11,9 @@ import pytest
 from conftest import ROOT
 from test_makefile import make, make_checkout
 
-from sandan.data import write_jsonl
-from sandan.dry_run import DIM, RESET, histogram, shown_tokens
-from sandan.stage import CHAIN
+from sandan.core.chain import CHAIN
+from sandan.data.jsonl import write_jsonl
+from sandan.run.dry_run import DIM, RESET, histogram, shown_tokens
 
 
 TURN = {"role": "user", "content": "What does the cow eat?"}

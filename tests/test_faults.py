@@ -17,14 +17,15 @@ from conftest import ROOT, TEXTS
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 
-from sandan import checkpoints, cli, interruption
-from sandan.checkpoints import MANIFEST, choose, newest_whole, numbered, problem_of
-from sandan.errors import Interrupted, UserError
-from sandan.masking import ReproducibleMasking
-from sandan.pretraining import BlockCollator
-from sandan.stage import Stage
-from sandan.trainer import GuardedTrainer
-from sandan.training import train
+from sandan.core import signals as interruption
+from sandan.core.errors import Interrupted, UserError
+from sandan.core.stage import Stage
+from sandan.pretrain.masking import BlockCollator, ReproducibleMasking
+from sandan.run import cli
+from sandan.training import checkpoints
+from sandan.training.checkpoints import MANIFEST, choose, newest_whole, numbered, problem_of
+from sandan.training.train_and_save import train
+from sandan.training.trainer import GuardedTrainer
 
 
 ROWS = 24
@@ -442,7 +443,7 @@ def test_room_is_asked_for_before_the_start(make, tmp_path, monkeypatch):
 
 def on_two_ranks(folder, moment):
     """Run by torchrun: only rank 1 gets the signal, or the bad number; what each rank saw is written down."""
-    from sandan.tokenization import train_tokenizer
+    from sandan.pretrain.tokenizer import train_tokenizer
 
     rank = os.environ["RANK"]
     tokenizer = train_tokenizer(TEXTS * 20, vocab_size=320)

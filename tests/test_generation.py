@@ -5,18 +5,10 @@ import torch
 from conftest import TEXTS
 from transformers import LlamaForSequenceClassification
 
-from sandan.errors import UserError
-from sandan.generation import (
-    encode_answers,
-    encode_prompts,
-    pad_left,
-    render_prompt,
-    sample_completions,
-    sampling_config,
-    score_completions,
-    score_rows,
-    to_completion,
-)
+from sandan.core.errors import UserError
+from sandan.models.rendering import encode_answers, encode_prompts, pad_left, render_prompt
+from sandan.models.sampling import sample_completions, sampling_config, to_completion
+from sandan.models.scoring import score_completions, score_rows
 
 
 TEXT_PROMPTS = ["Q: cow?\n", "Q: what does the frog eat, and where does it live?\n", "牛は？\n"]

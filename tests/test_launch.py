@@ -16,14 +16,14 @@ from conftest import ROOT
 from test_makefile import make_checkout
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from sandan.checkpoints import MANIFEST, newest_whole
-from sandan.pretraining import to_blocks
+from sandan.pretrain.model_and_blocks import to_blocks
+from sandan.training.checkpoints import MANIFEST, newest_whole
 
 
 pytestmark = pytest.mark.slow
 
 CONFIGS = ROOT / "recipes" / "accelerate_configs"
-BENCH = ROOT / "scripts" / "bench"
+BENCH = ROOT / "benchmarks"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 SECONDS = 170
 SRUN = """#!/bin/bash

@@ -1,5 +1,6 @@
 """The Makefile: which stages run, in which order, with which options. Nothing is trained: make only says what it would do."""
 
+import json
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandan.stage import CHAIN
+from sandan.core.chain import CHAIN
 
 
 ROOT = Path(__file__).parent.parent
@@ -222,8 +223,7 @@ def test_new_judgements_of_people_rerun_the_preferences(finished):
 
 def targets():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    stages = re.search(r"^STAGES := (.*)$", text, re.MULTILINE)[1].split()
-    return sorted({*re.findall(r"^([a-z][a-z_-]*):(?!=)", text, re.MULTILINE), *stages} - {"force"})
+    return sorted({*re.findall(r"^([a-z][a-z_-]*):(?!=)", text, re.MULTILINE), *CHAIN} - {"force"})
 
 
 @pytest.mark.parametrize("arguments", [["help"], []])
@@ -233,9 +233,52 @@ def test_help_lists_every_target_and_is_the_default(checkout, arguments):
     assert sorted(re.findall(r"^  make ([a-z_-]+)", done.stdout, re.MULTILINE)) == targets()
 
 
-def test_stages_of_the_makefile_are_those_of_the_package():
-    text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert tuple(re.search(r"^STAGES := (.*)$", text, re.MULTILINE)[1].split()) == CHAIN
+NEW_ROW = """    StageRow("greet", title="Greeting", help="Say hello", needs=("tokenizer",), cpu_only=True),
+)
+STAGES = """
+NEW_SCRIPT = '''"""Greet.
+
+    python scripts/greet.py --config recipes/tiny/greet.yaml
+"""
+
+from dataclasses import dataclass, field
+
+from sandan.run.cli import run
+
+
+@dataclass
+class GreetArguments:
+    """Whom to greet."""
+
+    output_dir: str = field(metadata={"help": "Folder of result.json."})
+    name: str = field(default="world", metadata={"help": "Who is greeted."})
+
+
+def main(args, stage):
+    stage.finish({"letters": len(args.name)})
+
+
+if __name__ == "__main__":
+    run(main, GreetArguments)
+'''
+
+
+def test_a_new_stage_is_a_row_a_script_and_a_recipe_file(checkout):
+    (checkout / "src").unlink()
+    shutil.copytree(ROOT / "src", checkout / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    chain = checkout / "src" / "sandan" / "core" / "chain.py"
+    chain.write_text(chain.read_text(encoding="utf-8").replace(")\nSTAGES = ", NEW_ROW, 1), encoding="utf-8")
+    (checkout / "scripts" / "greet.py").write_text(NEW_SCRIPT, encoding="utf-8")
+    (checkout / "recipes" / "tiny" / "greet.yaml").write_text("output_dir: outputs/tiny/greet\nname: Mia\n")
+    folder = checkout / "outputs" / "tiny" / "tokenizer"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text("{}")
+    assert stages_of(planned(checkout, "greet")) == ["greet"]
+    assert re.search(r"^  make greet +Say hello$", make(checkout, "help").stdout, re.MULTILINE)
+    done = make(checkout, "greet", f"PYTHON={sys.executable}", "--no-print-directory")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((checkout / "outputs" / "tiny" / "greet" / "result.json").read_text(encoding="utf-8"))
+    assert (result["stage"], result["metrics"]) == ("greet", {"letters": 3})
 
 
 @pytest.mark.parametrize("target", ["chain", "sft", "report"])

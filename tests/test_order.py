@@ -13,8 +13,8 @@ from conftest import OFFLINE
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
-from sandan.order import OrderedTrainer, StepSampler
-from sandan.pretraining import BlockCollator
+from sandan.pretrain.masking import BlockCollator
+from sandan.pretrain.order import OrderedTrainer, StepSampler
 
 
 # 22 rows are 5 whole steps: the sixth step begins the second epoch.

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from sandan.errors import UserError
-from sandan.overoptimisation import (
+from sandan.core.errors import UserError
+from sandan.core.stage import Stage
+from sandan.evaluate.overoptimisation import (
     TrueScoreArguments,
     best_of_n_curve,
     curve_metrics,
@@ -13,7 +14,6 @@ from sandan.overoptimisation import (
     ppo_curve,
     true_score_function,
 )
-from sandan.stage import Stage
 
 
 def evaluation(step, kl, proxy, true):

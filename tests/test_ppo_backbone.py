@@ -15,9 +15,9 @@ from test_ppo_trainer import (  # noqa: F401 (fixture)
 )
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from sandan.generation import score_rows
-from sandan.ppo.backbone import AdapterHead
+from sandan.models.scoring import score_rows
 from sandan.ppo.inputs import forward_inputs
+from sandan.ppo.shared_backbone import AdapterHead
 
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": True}

@@ -23,8 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from sandan import PPOConfig, PPOTrainer
-from sandan.decoding import Decoder
-from sandan.models import load_reward_model
+from sandan.models.cuda_graph_sampling import Decoder
+from sandan.models.loading import load_reward_model
 
 
 FSDP2 = ROOT / "recipes" / "accelerate_configs" / "fsdp2.yaml"
@@ -151,7 +151,7 @@ def decoded(trainer):
     """Greedy answers of the decoder, which has gathered the weights, and of `generate`."""
     decoder = Decoder(base.make_policy(tie_word_embeddings=True), 4, trainer.args.response_length, torch.float32)
     found = [trainer.sample(trainer.train_dataset.select(range(3)).to_list(), seed=0, greedy=True)]
-    with unittest.mock.patch.object(trainer, "decoder", decoder):
+    with unittest.mock.patch.object(trainer.sampler, "decoder", decoder):
         found.append(trainer.sample(trainer.train_dataset.select(range(3)).to_list(), seed=0, greedy=True))
     assert found[1].gather_seconds is not None
     return [[one.token_ids for one in rollout.completions] for rollout in found]
@@ -259,7 +259,7 @@ def resume_and_compare(folder):
     resumed.train(resume_from_checkpoint=True)
     assert timeless(whole) == timeless(resumed)
     assert_equal_weights(base.weights(whole), base.weights(resumed))
-    for one, other in zip(whole.policy_average.average, resumed.policy_average.average, strict=True):
+    for one, other in zip(whole.models.average.average, resumed.models.average.average, strict=True):
         assert torch.equal(one, other)
 
 

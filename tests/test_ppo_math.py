@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandan.ppo import math as ppo
+from sandan.ppo import formulas as ppo
 
 
 SEEDS = st.integers(0, 2**31)

@@ -16,13 +16,15 @@ from test_ppo_trainer import ONE, assert_equal_weights, share_of_w5, updates, we
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from sandan import PPOConfig, PPOTrainer, compilation, interruption
-from sandan.checkpoints import newest_whole
-from sandan.errors import GateError, Interrupted
-from sandan.generation import Completion
-from sandan.ppo import watch
-from sandan.ppo.samples import samples_table
-from sandan.watch import Finding, findings
+from sandan import PPOConfig, PPOTrainer
+from sandan.core import signals as interruption
+from sandan.core.errors import GateError, Interrupted
+from sandan.models import layer_compilation as compilation
+from sandan.models.sampling import Completion
+from sandan.ppo import diagnosis_callback as watch
+from sandan.ppo.diagnosis import Finding, findings
+from sandan.ppo.evaluation import samples_table
+from sandan.training.checkpoints import newest_whole
 
 
 tiny = base.tiny
@@ -146,9 +148,9 @@ def test_scores_are_scaled_by_all_that_came_before(tiny):
     for count, log in enumerate(updates(trainer), start=1):
         scale = torch.cat(seen[:count]).std().item()
         assert log["objective/scores"] == pytest.approx(seen[count - 1].mean().item() / scale, rel=1e-4)
-    moments = trainer.score_moments
+    moments = trainer.scores.moments
     trainer.evaluate()
-    assert trainer.score_moments == moments
+    assert trainer.scores.moments == moments
 
 
 def test_the_critic_may_have_a_learning_rate_of_its_own(tiny):
@@ -185,7 +187,7 @@ def test_the_average_policy_is_the_decayed_sum_of_all_steps(tiny, tmp_path, adap
     live = weights(trainer)
     trainer.save_model(tmp_path / "out")
     assert_equal_weights(live, weights(trainer))
-    with trainer.policy_average.in_policy() as policy:
+    with trainer.models.average.in_policy() as policy:
         assert torch.allclose(policy.get_parameter(name), expected, atol=1e-7)
         averaged = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
     if not adapters:
@@ -222,11 +224,10 @@ def test_compiled_layers_of_one_kind_share_what_is_compiled(tiny, monkeypatch):
 def test_the_table_of_samples_is_aligned_for_wide_characters_and_stays_on_its_lines():
     completions = [Completion("東京\nです", (1, 2, 3), True), Completion("x" * 500, (1,) * 12, False)]
     conversation = [{"role": "user", "content": "日本の首都は"}]
-    header, rule, first, second = samples_table(["a", conversation], completions, [0.5, -12.25]).splitlines()
-    assert header == "  score | tokens | ended | prompt       | answer"
-    assert first == "  0.500 |      3 | yes   | a            | 東京\\nです"
-    assert second == f"-12.250 |     12 | no    | 日本の首都は | {'x' * 119}…"
-    assert rule.index("+") == header.index("|")
+    header, first, second = samples_table(["a", conversation], completions, [0.5, -12.25]).splitlines()
+    assert header == "score    tokens  ended  prompt        answer"
+    assert first == "0.500    3       yes    a             東京\\nです"
+    assert second == f"-12.250  12      no     日本の首都は  {'x' * 119}…"
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_step(tiny):
@@ -328,7 +329,7 @@ def test_a_finding_is_logged_once_and_a_collapse_can_stop_the_run(tiny, tmp_path
     monkeypatch.setattr(watch, "findings", lose_the_policy)
     settings = {"total_episodes": 24, "logging_steps": 2, "save_strategy": "steps", "save_steps": 2}
     tiny(**settings).train()
-    assert [one.getMessage() for one in caplog.records if one.name == "sandan.ppo.watch"] == [
+    assert [one.getMessage() for one in caplog.records if one.name == "sandan.ppo.diagnosis_callback"] == [
         "step 4: answers stop ending"
     ]
     trainer = tiny(stop_on_collapse=True, output_dir=str(tmp_path / "stopped"), **settings)
@@ -487,7 +488,7 @@ def test_a_run_killed_anywhere_goes_on_as_if_it_had_not_been(tmp_path):
         resumed.train(resume_from_checkpoint=True)
         assert_equal_weights(weights(whole), weights(resumed))
         assert timeless(whole) == timeless(resumed)
-        for one, other in zip(whole.policy_average.average, resumed.policy_average.average, strict=True):
+        for one, other in zip(whole.models.average.average, resumed.models.average.average, strict=True):
             assert torch.equal(one, other)
 
 
@@ -501,7 +502,7 @@ def test_every_option_resumes_exactly(tmp_path, step):
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
     assert_equal_weights(weights(whole), weights(resumed))
     assert timeless(whole) == timeless(resumed)
-    for one, other in zip(whole.policy_average.average, resumed.policy_average.average, strict=True):
+    for one, other in zip(whole.models.average.average, resumed.models.average.average, strict=True):
         assert torch.equal(one, other)
 
 

@@ -1,4 +1,4 @@
-"""scripts/bench/ppo_parity.py: how it judges differences, and (where TRL 1.12 is installed for it) what it finds."""
+"""benchmarks/ppo_parity.py: how it judges differences, and (where TRL 1.12 is installed for it) what it finds."""
 
 import dataclasses
 import importlib
@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 
 
-SCRIPT = ROOT / "scripts" / "bench" / "ppo_parity.py"
+SCRIPT = ROOT / "benchmarks" / "ppo_parity.py"
 
 
 @pytest.fixture(scope="module")

@@ -33,8 +33,8 @@ from transformers import (
 )
 
 from sandan import PPOConfig, PPOTrainer
-from sandan.generation import Completion
-from sandan.ppo.modules import token_logprobs
+from sandan.models.sampling import Completion
+from sandan.ppo.policy_and_value import token_logprobs
 from sandan.ppo.rollout import Rollout, prompt_indices
 
 
@@ -523,7 +523,7 @@ def test_the_penalty_is_for_answers_without_the_stop_token(tiny):  # T15, T27
             stop_token_id=5, missing_eos_penalty=1.0, missing_eos_penalty_mode=mode, response_length=32, **ONE
         )
         stopped, scores = torch.tensor([True, False]), torch.tensor([0.25, 0.25])
-        before, after = trainer._shape_scores(scores, stopped)
+        before, after = trainer.scores.shape(scores, stopped)
         assert before.tolist() == [0.25, 0.25]
         assert after.tolist() == [0.25, -0.75 if mode == "subtract" else -1.0]
         trainer.train()
@@ -670,9 +670,9 @@ def test_bad_rewards_are_named(tiny):
 def test_centred_and_clipped_rewards(tiny):
     trainer = tiny(reward=lambda prompts, completions: list(range(100, 108)), center_rewards=True, score_clip=2.0)
     trainer.train()
-    assert trainer.reward_center == pytest.approx(103.5)
+    assert trainer.scores.center == pytest.approx(103.5)
     assert updates(trainer)[0]["objective/scores"] == pytest.approx(0)
-    shaped, _ = trainer._shape_scores(torch.tensor([0.0, 103.0, 999.0]), torch.tensor([True] * 3))
+    shaped, _ = trainer.scores.shape(torch.tensor([0.0, 103.0, 999.0]), torch.tensor([True] * 3))
     assert shaped.tolist() == [-2.0, -0.5, 2.0]
 
 
@@ -780,10 +780,10 @@ def test_samples_are_logged_and_returned(tiny, caplog):
     with caplog.at_level(logging.INFO, logger="sandan"):
         trainer.train()
     assert caplog.text.count("samples at step") == 2
-    header, rule, *rows = caplog.records[-1].getMessage().splitlines()[1:]
-    assert [cell.strip() for cell in header.split("|")] == ["score", "tokens", "ended", "prompt", "answer"]
+    header, *rows = caplog.records[-1].getMessage().splitlines()[1:]
+    assert header.split() == ["score", "tokens", "ended", "prompt", "answer"]
     assert len(rows) == 4
-    assert {line.index("|") for line in [header, *rows]} == {rule.index("+")}
+    assert {re.search("yes|no", row).start() for row in rows} == {header.index("ended")}
     samples = trainer.generate_completions(sampling=True)
     assert [set(sample) for sample in samples] == [{"prompt", "completion", "score"}] * 8
 

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
 
 from sandan import PPOConfig
-from sandan.generation import pad_left, sampling_config
-from sandan.ppo import vllm
+from sandan.models.rendering import pad_left
+from sandan.models.sampling import sampling_config
+from sandan.ppo import vllm_sampler as vllm
 
 
 tiny = base.tiny

@@ -8,9 +8,9 @@ import torch
 from conftest import TEXTS
 from datasets import load_dataset
 
-import sandan.pretraining
-from sandan.masking import ReproducibleMasking
-from sandan.pretraining import BlockCollator, to_blocks
+import sandan.pretrain.model_and_blocks
+from sandan.pretrain.masking import BlockCollator, ReproducibleMasking
+from sandan.pretrain.model_and_blocks import to_blocks
 
 
 BLOCK = 16
@@ -47,7 +47,7 @@ def expected(tokenizer):
 
 @pytest.mark.parametrize("slice_bytes", [1, 2000, 1 << 20])
 def test_blocks_are_the_whole_text_cut_where_they_are_full(load, tokenizer, expected, monkeypatch, slice_bytes):
-    monkeypatch.setattr(sandan.pretraining, "SLICE_BYTES", slice_bytes)
+    monkeypatch.setattr(sandan.pretrain.model_and_blocks, "SLICE_BYTES", slice_bytes)
     blocks = to_blocks(load(DOCUMENTS), tokenizer, BLOCK)
     assert blocks.column_names == ["input_ids"]
     assert ids(blocks) == expected

@@ -13,10 +13,10 @@ import torch
 import yaml
 from conftest import ROOT
 
-from sandan import publish
-from sandan.errors import UserError
-from sandan.publish import check_rights, plan, push
-from sandan.stage import RECIPE, RESULT
+from sandan.core.errors import UserError
+from sandan.core.stage import RECIPE, RESULT
+from sandan.hub import push as publish
+from sandan.hub.push import check_rights, plan, push
 
 
 SECRET = "hf_" + "Ab3" * 12
@@ -168,7 +168,7 @@ def run(hub, home, *arguments, token="hf_alice"):
 
 @pytest.mark.slow
 def test_the_command_pushes_and_others_load_what_it_pushed(hub, outputs, tmp_path):
-    done = run(hub, tmp_path, "-m", "sandan.publish", "--recipe_dir", str(outputs), "--hub_id", "alice/tiny")
+    done = run(hub, tmp_path, "scripts/push.py", "--recipe_dir", str(outputs), "--hub_id", "alice/tiny")
     assert done.returncode == 0, done.stderr
     assert f"pushed 9 files to {hub.url}/alice/tiny-sft" in done.stdout
     done = run(hub, tmp_path, "-c", LOAD)
@@ -179,7 +179,7 @@ def test_the_command_pushes_and_others_load_what_it_pushed(hub, outputs, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--hub_token", SECRET], ["--token", SECRET]])
 def test_a_token_on_the_command_line_is_refused(hub, outputs, tmp_path, arguments):
-    done = run(hub, tmp_path, "-m", "sandan.publish", "--recipe_dir", str(outputs), "--hub_id", "alice/x", *arguments)
+    done = run(hub, tmp_path, "scripts/push.py", "--recipe_dir", str(outputs), "--hub_id", "alice/x", *arguments)
     assert done.returncode == 2 and SECRET not in done.stderr and "HF_TOKEN" in done.stderr
     assert hub.requests == []
 

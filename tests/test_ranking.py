@@ -6,13 +6,13 @@ import random
 
 import pytest
 
-from sandan.generation import Completion
-from sandan.ranking import (
+from sandan.data.chat import prompt_id
+from sandan.models.sampling import Completion
+from sandan.preference.pairs import preference_pairs
+from sandan.preference.simulated_rankers import (
     agreement_probability,
     distinct_candidates,
     noise_temperature,
-    preference_pairs,
-    prompt_id,
     simulate_ranks,
 )
 

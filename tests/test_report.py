@@ -12,23 +12,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sandan.errors import UserError
-from sandan.report import (
-    aligned,
-    build_report,
-    display_width,
-    headline,
-    render_html,
-    render_table,
-    run_checks,
-    show,
-    show_duration,
-    stage_charts,
-    stale_inputs,
-    visible,
-    write_report,
-)
-from sandan.stage import Stage, sha256
+from sandan.core.errors import UserError
+from sandan.core.files import sha256
+from sandan.core.stage import Stage
+from sandan.core.text import aligned, display_width, visible
+from sandan.report.build import build_report, write_report
+from sandan.report.charts import stage_charts
+from sandan.report.checks import run_checks, stale_inputs
+from sandan.report.figures import headline, show, show_duration
+from sandan.report.page import render_html
+from sandan.report.terminal import render_table
 
 
 ROOT = Path(__file__).parents[1]
@@ -296,7 +289,7 @@ def ppo_history(**changes):
         ({}, [], ["Nothing stands out in KL, answer length"]),
         ({"val__response_tokens": (20, 60)}, ["length"], ["the score rises", "answers get longer"]),
         (
-            {"objective__kl": (0, 80), "objective__scores": (0, -1)},
+            {"objective__kl": (0, 45), "objective__scores": (0, -1)},
             ["kl"],
             ["<b>Collapsed:</b> the policy left its reference"],
         ),

@@ -9,9 +9,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from sandan.errors import UserError
-from sandan.reward import check_disjoint, diagnose
-from sandan.reward_trainer import GroupedRewardTrainer, GroupedSampler, Remembering, prompt_weights
+from sandan.core.errors import UserError
+from sandan.reward.metrics import check_disjoint, diagnose
+from sandan.reward.trainer import GroupedRewardTrainer, GroupedSampler, Remembering, prompt_weights
 
 
 def pairs(prompts=6):

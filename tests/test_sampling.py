@@ -5,8 +5,9 @@ import torch
 from conftest import TEXTS
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
-from sandan.generation import pad_left, sampling_config
-from sandan.sampling import _draw, sample_shrinking, shrinks
+from sandan.models.rendering import pad_left
+from sandan.models.sampling import sampling_config
+from sandan.models.shrinking_sampling import _draw, sample_shrinking, shrinks
 
 
 NEW_TOKENS = 24

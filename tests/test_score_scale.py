@@ -9,11 +9,12 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 
-from sandan.broken_answers import DAMAGES, break_answer, broken_pairs
-from sandan.errors import GateError
-from sandan.generation import encode_answers, score_rows
-from sandan.reward import store_scale
-from sandan.score_scale import ScoreScale
+from sandan.core.errors import GateError
+from sandan.models.rendering import encode_answers
+from sandan.models.score_scale import ScoreScale
+from sandan.models.scoring import score_rows
+from sandan.preference.broken_answers import DAMAGES, break_answer, broken_pairs
+from sandan.reward.metrics import store_scale
 
 
 ANSWERS = ["The cow eats grass.", "The frog lives in the pond.", "牛は草を食べます。", "蛙は池に住んでいます。"]

@@ -11,10 +11,11 @@ import pytest
 import torch
 import yaml
 
-from sandan.evaluation import log_probs
-from sandan.generation import encode_answers, encode_prompts, sample_completions
-from sandan.models import load_causal_lm, load_masked_lm, load_tokenizer
-from sandan.ranking import preference_pairs
+from sandan.evaluate.comparison import log_probs
+from sandan.models.loading import load_causal_lm, load_masked_lm, load_tokenizer
+from sandan.models.rendering import encode_answers, encode_prompts
+from sandan.models.sampling import sample_completions
+from sandan.preference.pairs import preference_pairs
 
 
 ROOT = Path(__file__).parent.parent

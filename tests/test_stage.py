@@ -7,9 +7,10 @@ import os
 import pytest
 import yaml
 
-from sandan.errors import UserError
-from sandan.models import load_causal_lm, load_tokenizer, require_model
-from sandan.stage import CHAIN, RECIPE, RESULT, Stage, effective_config, read_result
+from sandan.core.chain import CHAIN
+from sandan.core.errors import UserError
+from sandan.core.stage import RECIPE, RESULT, Stage, effective_config, read_result
+from sandan.models.loading import load_causal_lm, load_tokenizer, require_model
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sandan.statistics import bootstrap_interval
+from sandan.core.bootstrap import bootstrap_interval
 
 
 def test_interval_covers_the_mean_about_as_often_as_it_says():

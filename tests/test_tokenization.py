@@ -5,9 +5,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer
 
-from sandan.errors import UserError
-from sandan.models import check_reading, load_tokenizer
-from sandan.tokenization import ROLES, texts_of, train_tokenizer
+from sandan.core.errors import UserError
+from sandan.models.loading import check_reading, load_tokenizer
+from sandan.pretrain.tokenizer import ROLES, texts_of, train_tokenizer
 
 
 CHAT = [

@@ -2,7 +2,7 @@
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from sandan.training import ShortProgress
+from sandan.training.train_and_save import ShortProgress
 
 
 class Bar:

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sandan import validation
-from sandan.data import DataArguments, load_data, read_jsonl, write_jsonl
-from sandan.errors import UserError
-from sandan.stage import Stage
-from sandan.validation import SHOWN_PROBLEMS, Findings, RowHashes, leaked, repeated, row_hash, scan_file
+from sandan.core.errors import UserError
+from sandan.core.stage import Stage
+from sandan.data import row_checks as validation
+from sandan.data.jsonl import read_jsonl, write_jsonl
+from sandan.data.loading import DataArguments, load_data
+from sandan.data.row_checks import SHOWN_PROBLEMS, Findings, RowHashes, leaked, repeated, row_hash, scan_file
 
 
 TEXT = [("text",)]

@@ -13,11 +13,11 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-from sandan import varlen
-from sandan.compilation import compile_layers
-from sandan.reward_trainer import GroupedRewardTrainer, prompt_weights, score_segments
-from sandan.sft_trainer import GuardedSFTTrainer
-from sandan.varlen import obstacle, segments, use_varlen
+from sandan.models import unpadded_attention as varlen
+from sandan.models.layer_compilation import compile_layers
+from sandan.models.unpadded_attention import obstacle, segments, use_varlen
+from sandan.reward.trainer import GroupedRewardTrainer, prompt_weights, score_segments
+from sandan.sft.trainer import GuardedSFTTrainer
 
 
 SIZES = {
@@ -258,7 +258,7 @@ def test_a_reward_model_without_padding_learns_what_it_learns_with_it(kind, tmp_
 def test_weights_and_margins_count_the_same_without_padding(tmp_path, tokenizer, monkeypatch):
     model = make_model("llama", tokenizer, AutoModelForSequenceClassification)
     flat = make(GroupedRewardTrainer, model, PAIRS, tmp_path / "flat", tokenizer)
-    monkeypatch.setattr("sandan.flat_trainer.obstacle", lambda model: "it is asked for here")
+    monkeypatch.setattr("sandan.training.unpadded_trainer.obstacle", lambda model: "it is asked for here")
     padded = make(GroupedRewardTrainer, model, PAIRS, tmp_path / "padded", tokenizer)
     assert flat.flat and not padded.flat
     assert_same(logged(flat), logged(padded))
@@ -300,7 +300,7 @@ def test_adapters_are_trained_without_padding(tmp_path, tokenizer):
 @pytest.mark.launch
 @pytest.mark.parametrize("stage, measure", [("sft", "held_out_loss"), ("reward", "held_out_accuracy")])
 def test_speed_is_measured_at_the_same_quality(stage, measure):
-    script = str(ROOT / "scripts" / "bench" / "finetuning.py")
+    script = str(ROOT / "benchmarks" / "finetuning.py")
     command = [sys.executable, script, stage, "--shape", "tiny", "--no-compile", "--sides", "stock_16", "sandan"]
     done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", timeout=300)
     stock, ours = json.loads(done.stdout)["sides"].values()

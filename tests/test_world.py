@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandan.data import write_jsonl
+from sandan.data.jsonl import write_jsonl
 from sandan.world.facts import ASKED_FACTS, FACTS, PRETRAINING_ONLY_FACTS, RELATIONS, Fact
 from sandan.world.generate import EVAL_PROMPTS, QUALITIES, datasets, demonstrate
 from sandan.world.language import INSULTS, LANGUAGES, QUESTIONS, STATEMENTS, Question, ask, fill

@@ -2,12 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__
+
 
 if TYPE_CHECKING:
     from .ppo import PPOConfig, PPOTrainer
 
-__version__ = "0.1.0"
-__all__ = ["PPOConfig", "PPOTrainer"]
+__all__ = ["PPOConfig", "PPOTrainer", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,12 +1,16 @@
 """The settings of [`PPOTrainer`]: `transformers.TrainingArguments` and what PPO adds, under TRL's names."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from accelerate import Accelerator
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import HubStrategy
+
+from .sharding import fsdp_plugin, uses_deepspeed
 
 
 # What `max_approx_kl` is if unset. Healthy updates of the recipes stay below 0.05; the toy of tests/test_seed_examples.py
@@ -256,6 +260,76 @@ class PPOConfig(TrainingArguments):
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {choices}, found {getattr(self, name)!r}")
+
+    @property
+    def steps_per_update(self) -> int:
+        """Optimizer steps of one update."""
+        return self.num_ppo_epochs * self.num_mini_batches
+
+    @property
+    def logits_temperature(self) -> float:
+        """What logits are divided by, in sampling and in all log-probs (N+ adds 1e-7)."""
+        return self.temperature + 1e-7
+
+    def shows_samples(self, update: int) -> bool:
+        """Return whether this update logs a few of its answers."""
+        count = self.num_sample_generations
+        return bool(count) and update % math.ceil(self.num_total_batches / count) == 0
+
+    def derive_sizes(self, rows: int | None) -> None:
+        """Turn episodes into optimizer steps, and cut the batch so that Trainer accumulates over one minibatch.
+
+        Args:
+            rows: prompts of the training data; None without any.
+
+        Raises:
+            ValueError: if the batch cannot be cut as asked, or there are fewer prompts than an update takes.
+        """
+        local = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        if local % self.num_mini_batches:
+            raise ValueError(
+                f"num_mini_batches: {local} episodes per device (per_device_train_batch_size x "
+                f"gradient_accumulation_steps) cannot be cut into {self.num_mini_batches} equal minibatches"
+            )
+        batch = local * self.world_size
+        if rows is not None and rows < batch:
+            raise ValueError(
+                f"train_dataset: {rows} prompts, but one update takes {batch}; add prompts or lower "
+                "per_device_train_batch_size or gradient_accumulation_steps"
+            )
+        if self.total_episodes is None and self.max_steps > 0:
+            updates = math.ceil(self.max_steps / self.steps_per_update)
+        else:
+            updates = math.ceil((self.total_episodes or self.num_train_epochs * (rows or 0)) / batch)
+        self.local_batch_size, self.batch_size = local, batch
+        self.local_mini_batch_size = local // self.num_mini_batches
+        self.mini_batch_size = self.local_mini_batch_size * self.world_size
+        self.micro_batch_size = self.per_device_train_batch_size * self.world_size
+        self.num_total_batches = updates
+        self.gradient_accumulation_steps = math.ceil(self.local_mini_batch_size / self.per_device_train_batch_size)
+        self.max_steps = updates * self.steps_per_update
+        # An update's prompts and random numbers follow from its number: there is no data to skip on resume.
+        self.ignore_data_skip = True
+
+    def check(self, accelerator: Accelerator, optimizer: torch.optim.Optimizer | None) -> None:
+        """Refuse options that this way of running cannot honour, and settle what depends on it.
+
+        Args:
+            optimizer: the caller's own, if any.
+        """
+        fsdp, deepspeed = fsdp_plugin(accelerator), uses_deepspeed(accelerator)
+        if fsdp is not None and fsdp.fsdp_version == 1:
+            raise ValueError("FSDP 1: PPO cannot sample from its shards; set fsdp_version: 2")
+        if self.max_approx_kl and deepspeed:
+            raise ValueError("max_approx_kl: not with DeepSpeed, which steps inside backward; use DDP or FSDP")
+        if self.policy_ema_decay is not None and (deepspeed or fsdp is not None):
+            raise ValueError("policy_ema_decay: not with DeepSpeed or FSDP, which hold weights in shards; use DDP")
+        if self.critic_backbone != "own" and (deepspeed or fsdp is not None):
+            raise ValueError('critic_backbone: only "own" with DeepSpeed or FSDP; with one backbone use DDP')
+        if self.critic_learning_rate is not None and optimizer is not None:
+            raise ValueError("critic_learning_rate: not with an optimizer of your own; give its groups their rates")
+        if self.max_approx_kl is None:
+            self.max_approx_kl = 0.0 if deepspeed or self.fp16 else MAX_APPROX_KL
 
 
 # TRL has `world_size` as a field; Trainer needs the property of that name, which the field's default would hide.

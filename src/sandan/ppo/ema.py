@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .backbone import is_of_critic
-from .modules import load_weights, save_policy
+from .policy_and_value import load_weights, save_policy
+from .shared_backbone import is_of_critic
 
 
 EMA_FOLDER = "ema_policy"

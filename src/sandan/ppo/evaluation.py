@@ -1,84 +1,99 @@
-"""Evaluation on held-out prompts, and samples for the eye."""
+"""Answer held-out prompts without learning from them, and show a few answers."""
 
 import logging
 import math
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput
 
-from ..generation import batched
-from .math import kl_estimate, response_masks
+from ..core.text import aligned, one_line
+from ..models.rendering import batched
+from ..models.sampling import Completion
+from .experience import Forward
+from .formulas import kl_estimate, response_masks
 from .rollout import Rollout, stream_seed
-from .samples import samples_table
 
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from .trainer import PPOTrainer
 
 logger = logging.getLogger(__name__)
 
 # First number of the seeds of the answers to evaluation prompts; those of training have others.
 EVALUATION = 3
 SHOWN_SAMPLES = 4
+PROMPT_COLUMNS, ANSWER_COLUMNS = 60, 120
 
 
-class AnswerEvaluation(Trainer):
-    """The part of `PPOTrainer` that answers prompts without learning from them."""
+@torch.no_grad()
+def evaluate_answers(trainer: "PPOTrainer", dataset: "Dataset", prefix: str) -> dict[str, float]:
+    """Return means over the answers to held-out prompts: scores, KL, lengths; the same seed every time.
 
-    @torch.no_grad()
-    def evaluation_loop(
-        self,
-        dataloader: torch.utils.data.DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Answer the held-out prompts at the training temperature: scores, KL, lengths; the same seed every time."""
-        args, device, dataset = self.args, self.accelerator.device, dataloader.dataset
-        rank, ranks, total = self.accelerator.process_index, self.accelerator.num_processes, len(dataset)
-        # Every rank takes as many rows (some twice, with weight 0): sharded models generate together.
-        mine = range(rank, math.ceil(total / ranks) * ranks, ranks)
-        sums = torch.zeros(5 + len(self.rewards), device=device, dtype=torch.float64)
-        for number, batch in enumerate(batched(mine, args.per_device_eval_batch_size)):
-            rows = [dataset[index % total] for index in batch]
-            rollout = self.sample(rows, stream_seed(args.seed, EVALUATION, number, rank))
-            lengths, stopped = rollout.lengths(device), rollout.stopped(device)
-            components = self.score(rollout)
-            _, scores = self._final_scores(components, rollout)
-            logprobs, ref_logprobs, _ = self._forward(rollout)
-            mask, _ = response_masks(lengths, logprobs.shape[1])
-            kl = kl_estimate(logprobs, ref_logprobs, args.kl_estimator).masked_fill(~mask, 0).sum(1)
-            weight = torch.tensor([float(index < total) for index in batch], device=device, dtype=torch.float64)
-            columns = torch.stack([torch.ones_like(scores), scores, kl, lengths.float(), stopped.float()], 1)
-            sums += weight @ torch.cat([columns, components], 1).double()
-        count, *sums = self._reduce(sums).tolist()
-        names = ["objective/scores", "objective/kl", "val/response_tokens", "val/stopped_share"]
-        names += [f"rewards/{reward.name}" for reward in self.rewards]
-        metrics = {f"{metric_key_prefix}_{name}": one / count for name, one in zip(names, sums, strict=True)}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=total)
+    Args:
+        prefix: of the metrics' names.
+    """
+    args, over_ranks, total = trainer.args, trainer.over_ranks, len(dataset)
+    rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    # Every rank takes as many rows (some twice, with weight 0): sharded models generate together.
+    mine = range(rank, math.ceil(total / ranks) * ranks, ranks)
+    sums = 0
+    for number, batch in enumerate(batched(mine, args.per_device_eval_batch_size)):
+        rows = [dataset[index % total] for index in batch]
+        rollout = trainer.sample(rows, stream_seed(args.seed, EVALUATION, number, rank))
+        components = trainer.score(rollout)
+        _, scores = trainer.scores(components, rollout)
+        columns = torch.stack(list(_columns(trainer, rollout, scores, trainer.forward(rollout))), 1)
+        weight = torch.tensor([float(index < total) for index in batch], device=scores.device, dtype=torch.float64)
+        sums = sums + weight @ torch.cat([columns, components], 1).double()
+    count, *means = over_ranks.sum(sums).tolist()
+    names = ["objective/scores", "objective/kl", "val/response_tokens", "val/stopped_share"]
+    names += [f"rewards/{reward.name}" for reward in trainer.rewards]
+    return {f"{prefix}_{name}": mean / count for name, mean in zip(names, means, strict=True)}
 
-    def generate_completions(self, sampling: bool = False) -> list[dict[str, Any]]:
-        """Answer the evaluation prompts greedily and log a few of the answers.
 
-        Args:
-            sampling: only the first batch of prompts.
+def _columns(
+    trainer: "PPOTrainer", rollout: Rollout, scores: torch.Tensor, forward: Forward
+) -> Iterator[torch.Tensor]:
+    """Yield what is summed up over the answers, each `(B,)`: 1, score, KL, length, whether it stopped."""
+    lengths = rollout.lengths(scores.device)
+    mask, _ = response_masks(lengths, forward.logprobs.shape[1])
+    kl = kl_estimate(forward.logprobs, forward.ref_logprobs, trainer.args.kl_estimator).masked_fill(~mask, 0)
+    yield from (torch.ones_like(scores), scores, kl.sum(1), lengths.float(), rollout.stopped(scores.device).float())
 
-        Returns:
-            Rows with `prompt`, `completion` and `score` (this rank's answers).
-        """
-        dataset = self.get_eval_dataloader().dataset
-        size = self.args.per_device_eval_batch_size
-        rows = [dataset[index] for index in range(min(size, len(dataset)) if sampling else len(dataset))]
-        rollout = self.sample(rows, seed=0, greedy=True)
-        scores = (self.score(rollout) @ self.reward_weights.to(self.accelerator.device)).tolist()
-        self._show_samples(rollout, scores)
-        texts = [completion.text for completion in rollout.completions]
-        columns = zip(rollout.prompts(self.processing_class), texts, scores, strict=True)
-        return [{"prompt": prompt, "completion": text, "score": score} for prompt, text, score in columns]
 
-    def _show_samples(self, rollout: Rollout, scores: list[float]) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        columns = rollout.prompts(self.processing_class), rollout.completions, scores
+def generate_completions(trainer: "PPOTrainer", sampling: bool) -> list[dict[str, Any]]:
+    """Answer the evaluation prompts greedily; arguments and result are those of the trainer's method."""
+    dataset = trainer.get_eval_dataloader().dataset
+    size = min(trainer.args.per_device_eval_batch_size, len(dataset)) if sampling else len(dataset)
+    rollout = trainer.sample([dataset[index] for index in range(size)], seed=0, greedy=True)
+    scores = (trainer.score(rollout) @ trainer.models.reward_weights.to(trainer.accelerator.device)).tolist()
+    show_samples(trainer, rollout, scores)
+    texts = [completion.text for completion in rollout.completions]
+    columns = zip(rollout.prompts(trainer.processing_class), texts, scores, strict=True)
+    return [{"prompt": prompt, "completion": text, "score": score} for prompt, text, score in columns]
+
+
+def show_samples(trainer: "PPOTrainer", rollout: Rollout, scores: list[float]) -> None:
+    """Log a few answers, on the main process."""
+    if trainer.accelerator.is_main_process:
+        columns = rollout.prompts(trainer.processing_class), rollout.completions, scores
         table = samples_table(*(column[:SHOWN_SAMPLES] for column in columns))
-        logger.info("samples at step %d\n%s", self.state.global_step, table)
+        logger.info("samples at step %d\n%s", trainer.state.global_step, table)
+
+
+def samples_table(prompts: Sequence[Any], completions: Sequence[Completion], scores: Sequence[float]) -> str:
+    """Return score, tokens, whether the answer ended, prompt and answer, a line each; of long texts the start.
+
+    Args:
+        prompts: texts or conversations (of which the last message is shown).
+    """
+    rows = [("score", "tokens", "ended", "prompt", "answer")]
+    for prompt, completion, score in zip(prompts, completions, scores, strict=True):
+        text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        ended = "yes" if completion.stopped else "no"
+        texts = one_line(text, PROMPT_COLUMNS), one_line(completion.text, ANSWER_COLUMNS)
+        rows.append((f"{score:.3f}", str(len(completion.token_ids)), ended, *texts))
+    return aligned(rows)

@@ -1,18 +1,20 @@
 """Rewards: sequence classifiers and Python functions, seen alike as "one score for each episode of a rollout"."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from ..generation import score_rows
-from .backbone import AdapterHead, Adapters, shared_reward
+from ..models.scoring import score_rows
 from .inputs import takes
-from .modules import load_model
+from .policy_and_value import load_model
+from .reduction import OverRanks
 from .rollout import INPUT_IDS, Rollout
+from .shared_backbone import AdapterHead, Adapters, shared_reward
 
 
 if TYPE_CHECKING:
@@ -148,3 +150,40 @@ def make_rewards(
         if any(reward.name == earlier.name for earlier in rewards[:index]):
             reward.name = f"{reward.name}_{index}"
     return rewards
+
+
+def score_rollout(
+    rewards: Sequence[Reward],
+    rollout: Rollout,
+    tokenizer: "PreTrainedTokenizerBase",
+    batch_size: int,
+    over_ranks: OverRanks,
+    place: str,
+) -> torch.Tensor:
+    """Return the scores of each reward, `(B, rewards)`, float32.
+
+    Args:
+        place: what to say in front of an error.
+
+    Raises:
+        ValueError: on all ranks, naming the reward and the row, if one fails or a score is not finite.
+    """
+    device = over_ranks.accelerator.device
+    scores, error = torch.empty(0), None
+    try:
+        scores = torch.tensor([reward(rollout, batch_size) for reward in rewards], dtype=torch.float32).T
+        bad = (~scores.isfinite()).nonzero().tolist()
+        if bad:
+            row, column = bad[0]
+            raise ValueError(
+                f"reward {rewards[column].name}: {scores[row, column].item()} for the prompt "
+                f"{rollout.prompts(tokenizer)[row]!r}, completion {rollout.completions[row].text!r} (row {row}); "
+                "scores must be finite"
+            )
+    except ValueError as caught:
+        error = caught
+    # A process that stopped alone would leave the others waiting for it in the next reduction.
+    failed = int(over_ranks.sum(torch.tensor(float(error is not None), device=device)))
+    if failed:
+        raise ValueError(f"{place}: {error or f'rewards failed in {failed} other processes'}") from error
+    return scores.to(device)

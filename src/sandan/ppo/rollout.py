@@ -1,5 +1,6 @@
 """Rollouts: which prompts an update takes, the answers that the policy gives, and how rows become tensors."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -8,11 +9,15 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from ..generation import Completion, batched, encode_prompts, pad_left
+from ..models.rendering import batched, encode_prompts, pad_left
+from ..models.sampling import Completion
+from .config import PPOConfig
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 PROMPT, INPUT_IDS = "prompt", "input_ids"
 TOKENIZE_BATCH_ROWS = 1000
@@ -148,6 +153,22 @@ def prepare_prompts(
     if max_tokens is not None:
         encoded = encoded.filter(lambda row: len(row[INPUT_IDS]) <= max_tokens, num_proc=num_proc)
     return encoded, len(dataset) - len(encoded)
+
+
+def prepare_dataset(
+    dataset: "Dataset | dict[str, Dataset] | None", name: str, tokenizer: "PreTrainedTokenizerBase", args: PPOConfig
+) -> "tuple[Dataset | dict[str, Dataset] | None, int]":
+    """Prepare a data set, or several by name ([`prepare_prompts`]), and say how many prompts were dropped."""
+    if dataset is None:
+        return None, 0
+    if isinstance(dataset, dict):
+        parts = {key: prepare_dataset(part, key, tokenizer, args) for key, part in dataset.items()}
+        return {key: part for key, (part, _) in parts.items()}, sum(dropped for _, dropped in parts.values())
+    prepared, dropped = prepare_prompts(dataset, tokenizer, args.max_prompt_tokens, args.dataset_num_proc)
+    if dropped:
+        limit = f"longer than max_prompt_tokens={args.max_prompt_tokens}"
+        logger.warning("%s: %d of %d prompts dropped: %s", name, dropped, len(dataset), limit)
+    return prepared, dropped
 
 
 def find_stop_token(stop_token_id: int | None, tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -13,6 +13,16 @@ from transformers import PreTrainedModel
 from trl.models.utils import prepare_fsdp, unwrap_model_for_generation
 
 
+def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | None:
+    """Return the settings of FSDP, if the run uses it. (The state has no such attribute otherwise.)"""
+    return getattr(accelerator.state, "fsdp_plugin", None)
+
+
+def uses_deepspeed(accelerator: Accelerator) -> bool:
+    """Return whether the run uses DeepSpeed."""
+    return getattr(accelerator.state, "deepspeed_plugin", None) is not None
+
+
 @contextlib.contextmanager
 def policy_for_generation(model: nn.Module, accelerator: Accelerator, gather: bool) -> Iterator[nn.Module]:
     """The bare policy-and-critic module, ready for `generate`.

@@ -13,18 +13,7 @@
 import random
 
 from .dice import pick, shuffled
-from .facts import (
-    ANIMALS,
-    ASKED_FACTS,
-    FACTS,
-    FOODS,
-    HOMES,
-    JOBS,
-    LIKES,
-    PEOPLE,
-    PLURALS,
-    SOUNDS,
-)
+from .facts import ANIMALS, ASKED_FACTS, FACTS, FOODS, HOMES, JOBS, LIKES, PEOPLE, PLURALS, SOUNDS
 from .language import FULL, QUESTIONS, STATEMENTS, WORDINGS, answer, fill, join, name, sentence
 
 

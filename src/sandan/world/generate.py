@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data import write_jsonl
+from ..data.jsonl import write_jsonl
 from .dice import pick, shuffled
 from .documents import KINDS, document
 from .facts import ASKED_FACTS, PEOPLE, PRETRAINING_ONLY_FACTS, RELATIONS, Fact

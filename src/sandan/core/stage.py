@@ -1,0 +1,250 @@
+"""What every stage shares: its output folder, its `result.json` and the line that names the next command.
+
+A stage's whole contract is `outputs/<recipe>/<stage>/`: a standard Hugging Face folder (or JSONL files), `recipe.yaml`
+(the settings it ran with) and `result.json`, written last, so that its presence means that the stage is complete.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .._version import __version__
+from .chain import CHAIN
+from .errors import UserError
+from .files import sha256, write_text
+
+
+VERSIONED = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "tokenizers")
+RESULT, RECIPE = "result.json", "recipe.yaml"
+# Copies of data without the rows that were skipped, for the time of the run.
+GOOD_ROWS = ".good_rows"
+
+
+@dataclass
+class RunArguments:
+    """How a stage is run; options of every script."""
+
+    dry_run: bool = field(
+        default=False, metadata={"help": "Check settings, data and disk, show what would be trained, change nothing."}
+    )
+
+
+@dataclass
+class TrainingRunArguments(RunArguments):
+    """How a stage that trains is run."""
+
+    resume: str = field(
+        default="auto",
+        metadata={"help": "Go on from: auto (the newest whole checkpoint of an unfinished run), never, or a folder."},
+    )
+    resume_with_changes: bool = field(
+        default=False, metadata={"help": "Go on from a checkpoint although settings or data have changed."}
+    )
+
+
+def is_main_process() -> bool:
+    """Whether this process writes files and messages (rank 0, or the only one)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@dataclass
+class Stage:
+    """One run of one stage.
+
+    Args:
+        name (`str`): stage name, the stem of its YAML and the last part of `output_dir`.
+        recipe (`str`): recipe name, the YAML's folder.
+        output_dir (`Path`): where everything is written.
+        seed (`int`): the run's seed.
+        config (`dict`): effective settings, JSON types only.
+        recipe_dir (`Path`, *optional*): the folder of the recipe's YAML files.
+        run (`RunArguments`): how it is run.
+        notes (`dict`): counts of the data's checks, for `result.json`.
+    """
+
+    name: str
+    recipe: str
+    output_dir: Path
+    seed: int
+    config: dict[str, Any]
+    inputs: dict[str, str] = field(default_factory=dict)
+    recipe_dir: Path | None = None
+    run: RunArguments = field(default_factory=TrainingRunArguments)
+    notes: dict[str, Any] = field(default_factory=dict)
+    started_seconds: float = field(default_factory=time.monotonic)
+
+    def open(self) -> "Stage":
+        """Create the output folder and write `recipe.yaml` there.
+
+        Raises:
+            UserError: if the folder holds something that this stage of this recipe did not write.
+        """
+        # Only the process that writes looks: another one could meet a folder half made.
+        if not is_main_process():
+            return self
+        self.check_owner()
+        owner = self.output_dir / RECIPE
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            for path in (owner, self.output_dir / RESULT):
+                if path.is_file():
+                    path.replace(_aside(path))
+            write_text(owner, yaml.safe_dump({"recipe": self.recipe, "stage": self.name, **self.config}))
+        except OSError as error:
+            raise UserError(
+                f"{self.output_dir}: cannot be written ({error.strerror}); give another --output_dir"
+            ) from None
+        return self
+
+    def check_owner(self) -> None:
+        """Raise [`UserError`] if the output folder holds something that this stage of this recipe did not write."""
+        owner = self.output_dir / RECIPE
+        if self.output_dir.is_file():
+            raise UserError(f"{self.output_dir}: is a file; give another --output_dir")
+        if not self.output_dir.is_dir() or not any(self.output_dir.iterdir()):
+            return
+        try:
+            found = yaml.safe_load(owner.read_text(encoding="utf-8")) if owner.is_file() else {}
+        except (ValueError, yaml.YAMLError):
+            found = {}
+        found = found if isinstance(found, dict) else {}
+        if (found.get("recipe"), found.get("stage")) != (self.recipe, self.name):
+            holds = f"recipe {found.get('recipe')!r}, stage {found['stage']!r}" if "stage" in found else "other files"
+            raise UserError(
+                f"{self.output_dir}: holds {holds}, not recipe {self.recipe!r}, stage {self.name!r}; "
+                "nothing was changed: give another --output_dir or remove the folder"
+            )
+
+    def add_input(self, path: str | Path) -> Path:
+        """Record a file or an earlier stage's folder in the lineage: path -> sha256. Hub names are kept as they are.
+
+        Raises:
+            UserError: if a local path does not exist.
+        """
+        path = Path(path)
+        if path.is_dir():
+            result = path / RESULT
+            files = [result] if result.is_file() else sorted(path.glob("*.json")) + sorted(path.glob("*.safetensors"))
+            digest = hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+            self.inputs[str(result if result.is_file() else path)] = sha256(result) if result.is_file() else digest
+        elif path.is_file():
+            self.inputs[str(path)] = sha256(path)
+        else:
+            parts = path.parts
+            earlier = parts[0] == "outputs" and len(parts) > 2
+            hint = f"; run `make {parts[2]} RECIPE={parts[1]}` first" if earlier else ""
+            raise UserError(f"{path}: no such file or folder{hint}")
+        return path
+
+    def finish(self, metrics: dict[str, Any], device: str = "cpu") -> None:
+        """Write `result.json`, the last thing that a stage does."""
+        if not is_main_process():
+            return
+        self.begin_writing()
+        result = {
+            "stage": self.name,
+            "recipe": self.recipe,
+            "seed": self.seed,
+            "metrics": metrics,
+            "wall_seconds": round(time.monotonic() - self.started_seconds, 2),
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "device": describe_device(device),
+            **peak_memory(device),
+            "versions": {"python": platform.python_version(), "sandan": __version__}
+            | {name: metadata.version(name) for name in VERSIONED},
+            "inputs": self.inputs,
+            "data": self.notes,
+            "config": self.config,
+        }
+        shutil.rmtree(self.output_dir / GOOD_ROWS, ignore_errors=True)
+        write_text(self.output_dir / RESULT, json.dumps(result, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
+
+    def was_finished(self) -> bool:
+        """Whether the run that [`open`] found here had finished. To be asked before [`begin_writing`]."""
+        return _aside(self.output_dir / RESULT).is_file()
+
+    def begin_writing(self) -> None:
+        """Say that the folder's files change from here on: the earlier run's result no longer stands."""
+        for name in (RECIPE, RESULT):
+            _aside(self.output_dir / name).unlink(missing_ok=True)
+
+    def restore(self) -> None:
+        """Undo [`open`], unless writing has begun: a user's mistake leaves the earlier run as it was, and as old."""
+        if is_main_process():
+            for name in (RECIPE, RESULT):
+                if _aside(self.output_dir / name).is_file():
+                    _aside(self.output_dir / name).replace(self.output_dir / name)
+
+    def next_command(self) -> str | None:
+        """The make target of the recipe's next stage, or None after the last."""
+        later = CHAIN[CHAIN.index(self.name) + 1 :] if self.name in CHAIN else ()
+        for name in later:
+            if self.recipe_dir is None or (self.recipe_dir / f"{name}.yaml").is_file():
+                return f"make {name} RECIPE={self.recipe}"
+        return None
+
+
+def read_result(folder: str | Path) -> dict[str, Any]:
+    """An earlier stage's `result.json`.
+
+    Raises:
+        UserError: if the stage has not been run, or the file is broken.
+    """
+    path = Path(folder) / RESULT
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(result, dict):
+            raise ValueError("not a JSON object")  # noqa: TRY004
+        return result
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: not there; run `make {path.parent.name} RECIPE={path.parent.parent.name}` first"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path}: broken ({error}); run that stage again") from None
+
+
+def effective_config(values: tuple[Any, ...]) -> dict[str, Any]:
+    """The settings of all parsed dataclasses in one JSON-able mapping; tokens are left out."""
+    # `TrainingArguments.to_dict` masks every `..._token`; these are settings, all others secrets.
+    settings = ("eos_token", "pad_token", "stop_token")
+    config: dict[str, Any] = {}
+    for value in values:
+        config |= value.to_dict() if hasattr(value, "to_dict") else dataclasses.asdict(value)
+        config |= {name: getattr(value, name) for name in settings if hasattr(value, name)}
+    config = {key: item for key, item in config.items() if not key.endswith("_token") or key in settings}
+    return json.loads(json.dumps(config, default=str))
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.previous")
+
+
+def peak_memory(device: str) -> dict[str, float]:
+    """The most memory that tensors took on this process's GPU since it began; nothing of a CPU."""
+    if not device.startswith("cuda"):
+        return {}
+    import torch
+
+    return {"peak_gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}
+
+
+def describe_device(device: str) -> str:
+    """`cuda` -> the card's name; `cpu` -> the processor and the threads in use."""
+    if device.startswith("cuda"):
+        import torch
+
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    threads = os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))
+    return f"{device} ({platform.processor() or platform.machine()}, {threads} threads)"

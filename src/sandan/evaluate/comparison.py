@@ -1,0 +1,214 @@
+"""Base, SFT and PPO models side by side on prompts that none of them saw, judged by what training never used."""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from ..core.bootstrap import bootstrap_interval
+from ..core.errors import UserError
+from ..data.chat import prompt_text
+from ..models.rendering import Prompt, batched, encode_prompts
+from ..models.sampling import Completion, sample_completions
+from ..models.scoring import score_completions
+from ..world.generate import NEW_COMBINATIONS, PRETRAINING_ONLY
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# The prefix of each group's oracle scores; prompts without a group count as new.
+GROUP_PREFIXES = {NEW_COMBINATIONS: "oracle", PRETRAINING_ONLY: "oracle_pretraining_only"}
+ORACLE_SCORES = ("helpful", "accurate", "safe", "natural")
+
+
+@dataclass
+class EvaluateArguments:
+    """Which models are compared, and on what."""
+
+    output_dir: str = field(metadata={"help": "Folder of comparison.json, samples.jsonl and result.json."})
+    base_model: str = field(metadata={"help": "The pretrained model."})
+    sft_model: str = field(metadata={"help": "The fine-tuned model; KL is measured to it."})
+    ppo_model: str = field(metadata={"help": "The model after RLHF."})
+    reward_model: str | None = field(default=None, metadata={"help": "Scores every answer, if given."})
+    masked_model: str | None = field(default=None, metadata={"help": "Joins the minimal pairs, if given."})
+    max_prompts: int | None = field(default=None, metadata={"help": "Use only the first so many prompts."})
+    max_prompt_tokens: int | None = field(default=None, metadata={"help": "Leave out longer prompts (counted)."})
+    text_file: str | None = field(default=None, metadata={"help": "JSONL of held-out text for bits per byte."})
+    minimal_pairs_file: str | None = field(default=None, metadata={"help": "JSONL of skill, good, bad."})
+    oracle: Literal["world", "none"] = field(default="none", metadata={"help": "Who judges the answers."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 is greedy."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Longest answer, in tokens."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
+
+
+def oracle_metrics(
+    prompts: Sequence[Prompt], answers: Sequence[str], groups: Sequence[str], judge: Callable[[Any, str], Any]
+) -> tuple[dict[str, float], list[bool]]:
+    """Mean oracle scores of each group, `score` and `correct` with 95% bootstrap intervals; and who is correct."""
+    judged = [judge(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    metrics: dict[str, float] = {}
+    for group, prefix in GROUP_PREFIXES.items():
+        own = [judgement for judgement, name in zip(judged, groups, strict=True) if name == group]
+        if not own:
+            continue
+        for name in ORACLE_SCORES:
+            metrics[f"{prefix}/{name}"] = sum(getattr(judgement, name) for judgement in own) / len(own)
+        for name in ("score", "correct"):
+            mean, low, high = bootstrap_interval([float(getattr(judgement, name)) for judgement in own])
+            metrics |= {f"{prefix}/{name}": mean, f"{prefix}/{name}_low": low, f"{prefix}/{name}_high": high}
+    return metrics, [judgement.correct for judgement in judged]
+
+
+def compare(
+    models: dict[str, "PreTrainedModel"],
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[dict[str, Any]],
+    args: EvaluateArguments,
+    reward_model: "PreTrainedModel | None" = None,
+    texts: Sequence[str] = (),
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Every model's row of the comparison table, and a table of sample answers.
+
+    Args:
+        models: name -> model, among them `sft`, the reference of the KL.
+        rows: unseen prompts with `prompt` and optionally `group`.
+        texts: held-out documents for bits per byte.
+    """
+    prompts = [row["prompt"] for row in rows]
+    groups = [row.get("group", NEW_COMBINATIONS) for row in rows]
+    samples = [{"prompt": prompt_text(row["prompt"]), "group": group} for row, group in zip(rows, groups, strict=True)]
+    comparison = []
+    for name, model in models.items():
+        answers = [
+            one
+            for (one,) in sample_completions(
+                model, tokenizer, prompts, args.max_new_tokens, args.temperature, seed=args.seed, description=name
+            )
+        ]
+        row: dict[str, Any] = {"model": name}
+        if args.oracle == "world":
+            from ..world.oracle import judge
+
+            metrics, correct = oracle_metrics(prompts, [answer.text for answer in answers], groups, judge)
+            row |= metrics
+            for sample, right in zip(samples, correct, strict=True):
+                sample[f"{name}_correct"] = right
+        row["response_tokens"] = sum(len(answer.token_ids) for answer in answers) / len(answers)
+        row["stopped_share"] = sum(answer.stopped for answer in answers) / len(answers)
+        row["kl_to_sft"] = 0.0 if name == "sft" else kl(model, models["sft"], tokenizer, prompts, answers)
+        if reward_model is not None:
+            row["reward_score"] = sum(score_completions(reward_model, tokenizer, prompts, answers)) / len(answers)
+        if texts:
+            row["bits_per_byte"] = document_bits_per_byte(model, tokenizer, texts)
+        for sample, answer in zip(samples, answers, strict=True):
+            sample[name] = answer.text
+        comparison.append(row)
+    return comparison, samples
+
+
+def fitting_prompts(
+    rows: Sequence[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", args: EvaluateArguments
+) -> list[dict[str, Any]]:
+    """The first `max_prompts` rows whose prompt has at most `max_prompt_tokens` tokens.
+
+    Raises:
+        UserError: if none is left.
+    """
+    lengths = map(len, encode_prompts(tokenizer, [row["prompt"] for row in rows]))
+    limit = args.max_prompt_tokens
+    fitting = [row for row, length in zip(rows, lengths, strict=True) if limit is None or length <= limit]
+    if not fitting:
+        raise UserError(f"max_prompt_tokens: all {len(rows):,} prompts are longer than {limit} tokens; raise it")
+    if len(fitting) < len(rows):
+        logger.warning(
+            "%d of %d prompts are longer than %d tokens and are left out", len(rows) - len(fitting), len(rows), limit
+        )
+    return fitting[: args.max_prompts]
+
+
+@torch.no_grad()
+def log_probs(
+    model: "PreTrainedModel", rows: Sequence[Sequence[int]], starts: Sequence[int], batch_size: int = 64
+) -> list[float]:
+    """Sum of log p(token | tokens before) in nats over `row[start:]`, for each row of token ids."""
+    sums = [0.0] * len(rows)
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for batch in batched(order, batch_size):
+        width = max(len(rows[index]) for index in batch)
+        ids = torch.tensor(
+            [list(rows[index]) + [0] * (width - len(rows[index])) for index in batch], device=model.device
+        )
+        # Right padding needs no mask: attention is causal and padded positions are not read.
+        logits = model(input_ids=ids).logits[:, :-1].float()
+        token_log_probs = -torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        for row, index in enumerate(batch):
+            sums[index] = token_log_probs[row, max(starts[index] - 1, 0) : len(rows[index]) - 1].sum().item()
+    return sums
+
+
+def kl(
+    model: "PreTrainedModel",
+    reference: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Prompt],
+    answers: Sequence[Completion],
+) -> float:
+    """KL(model || reference) in nats an answer, from the model's own samples at temperature 1 (k1 estimator)."""
+    encoded = encode_prompts(tokenizer, prompts)
+    rows = [ids + list(answer.token_ids) for ids, answer in zip(encoded, answers, strict=True)]
+    starts = list(map(len, encoded))
+    own, other = log_probs(model, rows, starts), log_probs(reference, rows, starts)
+    return (sum(own) - sum(other)) / len(rows)
+
+
+def document_bits_per_byte(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], window_tokens: int = 512
+) -> float:
+    """Bits per UTF-8 byte of whole documents, their end included; long ones are read in windows."""
+    rows = []
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        rows += [[tokenizer.bos_token_id, *ids[at : at + window_tokens]] for at in range(0, len(ids), window_tokens)]
+    nats = -sum(log_probs(model, rows, [1] * len(rows)))
+    return nats / math.log(2) / sum(len(text.encode()) for text in texts)
+
+
+@torch.no_grad()
+def pseudo_log_probs(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence[int]]
+) -> list[float]:
+    """Pseudo-log-likelihood of each row in nats: every token hidden in turn (Salazar et al. 2020, arXiv 1910.14659)."""
+    special = set(tokenizer.all_special_ids)
+    places = [(index, at) for index, row in enumerate(rows) for at, token in enumerate(row) if token not in special]
+    sums = [0.0] * len(rows)
+    places.sort(key=lambda place: len(rows[place[0]]))
+    for batch in batched(places, 256):
+        hidden = [[*rows[index][:at], tokenizer.mask_token_id, *rows[index][at + 1 :]] for index, at in batch]
+        inputs = tokenizer.pad({"input_ids": hidden}, return_tensors="pt").to(model.device)
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        for row, (index, at) in enumerate(batch):
+            sums[index] += logits[row, at].float().log_softmax(-1)[rows[index][at]].item()
+    return sums
+
+
+def minimal_pair_accuracy(
+    rows: Sequence[dict[str, str]],
+    tokenizer: "PreTrainedTokenizerBase",
+    score: Callable[[list[list[int]]], list[float]],
+) -> dict[str, float]:
+    """Skill -> share of pairs whose right text scores higher. `score` maps token rows to log-likelihoods."""
+    encoded = [tokenizer(row[side], add_special_tokens=False)["input_ids"] for row in rows for side in ("good", "bad")]
+    scores = score([[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in encoded])
+    right = [good > bad for good, bad in zip(scores[::2], scores[1::2], strict=True)]
+    skills = dict.fromkeys(row["skill"] for row in rows)
+    return {
+        skill: sum(ok for ok, row in zip(right, rows, strict=True) if row["skill"] == skill)
+        / sum(row["skill"] == skill for row in rows)
+        for skill in skills
+    }

@@ -1,0 +1,126 @@
+"""Over-optimisation: does the true score still rise where the proxy reward, which PPO optimises, rises?
+
+PPO is judged on held-out prompts by a score that it is not trained on, and compared with the best of n samples of the
+SFT model, chosen by the same reward model. Both are laid over sqrt(KL), as Gao et al. 2023 (arXiv 2210.10760) do.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..core.errors import UserError
+from ..core.stage import Stage
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+TRUE_SCORE = "true_score"
+
+
+@dataclass
+class TrueScoreArguments:
+    """Who judges PPO while it trains, without teaching it anything."""
+
+    true_score: Literal["world", "reward_model", "none"] = field(
+        default="none",
+        metadata={"help": "Judge of the held-out answers: the embedded world's oracle, a reward model, or nobody."},
+    )
+    true_reward_model_path: str | None = field(
+        default=None, metadata={"help": "A reward model held back from PPO, for true_score: reward_model."}
+    )
+    true_score_prompts: int = field(default=150, metadata={"help": "How many held-out prompts it judges, the first."})
+
+    def __post_init__(self):
+        if (self.true_score == "reward_model") != (self.true_reward_model_path is not None):
+            raise ValueError("true_reward_model_path: goes with true_score: reward_model, and only with it")
+
+
+def judged_prompts(args: TrueScoreArguments, held_out: "Dataset | None") -> "Dataset":
+    """The held-out prompts whose answers are judged.
+
+    Raises:
+        UserError: if there are none.
+    """
+    if held_out is None:
+        raise UserError(f"true_score: {args.true_score}: nothing to judge; name eval_data_files or held_out_share")
+    return held_out.select(range(min(args.true_score_prompts, len(held_out))))
+
+
+def true_score_function(
+    args: TrueScoreArguments, tokenizer: "PreTrainedTokenizerBase", stage: Stage
+) -> Callable[..., list[float]]:
+    """A function `(prompts, completions) -> scores` for `PPOTrainer`, to be given the weight 0."""
+    if args.true_score == "world":
+        from ..world.oracle import judge
+
+        def true_score(prompts: list[Any], completions: list[str]) -> list[float]:
+            return [judge(prompt, text).score for prompt, text in zip(prompts, completions, strict=True)]
+
+        return true_score
+
+    from ..models.loading import check_same_tokens, load_reward_model, require_model
+    from ..models.rendering import encode_answers
+    from ..models.scoring import score_rows
+
+    path = require_model(args.true_reward_model_path, stage, "true_reward_model_path")
+    check_same_tokens(tokenizer, path, "true_reward_model_path")
+    model = load_reward_model(path)
+
+    def true_score(prompts: list[Any], completions: list[str]) -> list[float]:
+        return score_rows(model, tokenizer, encode_answers(tokenizer, prompts, completions))
+
+    return true_score
+
+
+def ppo_curve(history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """One point for each evaluation in a `log_history`: `step`, `kl` (nats an answer), `proxy`, `true`.
+
+    Empty if nobody judged.
+    """
+    points = []
+    for entry in history:
+        if f"eval_rewards/{TRUE_SCORE}" not in entry:
+            continue
+        names = [name for name in entry if name.startswith("eval_rewards/") and not name.endswith(TRUE_SCORE)]
+        points.append(
+            {
+                "step": entry["step"],
+                "kl": max(entry["eval_objective/kl"], 0.0),
+                "proxy": sum(entry[name] for name in names),
+                "true": entry[f"eval_rewards/{TRUE_SCORE}"],
+            }
+        )
+    return points
+
+
+def best_of_n_curve(metrics: dict[str, Any]) -> list[dict[str, float]]:
+    """The reward stage's best-of-n measurement in the form of [`ppo_curve`], with `n` for `step`.
+
+    The KL of best-of-n is at most log n - (n - 1) / n (Stiennon et al. 2020, appendix G.3; Beirami et al. 2024).
+    """
+    numbers = sorted(int(name.rpartition("/")[2]) for name in metrics if name.startswith("best_of_n_proxy/"))
+    return [
+        {
+            "n": n,
+            "kl": math.log(n) - (n - 1) / n,
+            "proxy": metrics[f"best_of_n_proxy/{n}"],
+            "true": metrics[f"best_of_n/{n}"],
+        }
+        for n in numbers
+    ]
+
+
+def curve_metrics(points: Sequence[dict[str, float]]) -> dict[str, float]:
+    """What to remember of a PPO curve: first, best and last true score, and the KL at the best."""
+    if not points:
+        return {}
+    best = max(points, key=lambda point: point["true"])
+    return {
+        "true_score_first": points[0]["true"],
+        "true_score_best": best["true"],
+        "true_score_last": points[-1]["true"],
+        "true_score_best_kl": best["kl"],
+    }

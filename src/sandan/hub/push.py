@@ -1,0 +1,264 @@
+"""Push a recipe's results to the Hub: tokenizer, models, preference data, each with a card that holds what was measured.
+
+    python scripts/push.py --recipe_dir outputs/tiny --hub_id alice/tiny
+
+Repositories are private unless you say otherwise. Only files of an allow-list leave the machine, nothing pickled among
+them, and none before all of them were searched for secrets. A push that failed is repeated by the same command: files
+that are there already are not sent again.
+"""
+
+import fnmatch
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.chain import STAGES
+from ..core.errors import UserError
+from ..core.stage import RESULT, read_result
+from .cards import model_card
+
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+# What may be pushed, and what stays at home without a word. Any other file ends the push.
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "trainer_state.json",
+    "recipe.yaml",
+    RESULT,
+)
+# With the card that the stage wrote, which says who judged.
+DATA_FILES = (
+    "preferences_train.jsonl",
+    "preferences_eval.jsonl",
+    "agreement.json",
+    "README.md",
+    "recipe.yaml",
+    RESULT,
+)
+FOLDERS = ("value_model", "ema_policy", "adapter")
+STAYS_HOME = ("training_args.bin", "checkpoint-*", "runs", ".*")
+
+SECRETS = {
+    "a Hugging Face token": rb"hf_[A-Za-z0-9]{30,}",
+    "an OpenAI or Anthropic key": rb"sk-[A-Za-z0-9_-]{20,}",
+    "an AWS key": rb"AKIA[0-9A-Z]{16}",
+    "a GitHub token": rb"gh[pousr]_[A-Za-z0-9]{36}",
+    "a Google key": rb"AIza[0-9A-Za-z_-]{35}",
+    "a Slack token": rb"xox[abprs]-[A-Za-z0-9-]{10,}",
+    "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+}
+ATTEMPTS, WAIT_SECONDS = 4, 2.0
+
+
+@dataclass
+class Repository:
+    """What is pushed to one repository.
+
+    Args:
+        repo_id: `owner/name`.
+        kind: `model` or `dataset`.
+        files: path in the repository -> file here, or content.
+    """
+
+    repo_id: str
+    kind: str
+    files: dict[str, Path | bytes] = field(default_factory=dict)
+
+
+# ---- What is pushed ----
+
+
+def plan(recipe_dir: Path, hub_id: str, license_name: str | None) -> list[Repository]:
+    """The repositories of a recipe's finished stages, with cards.
+
+    Raises:
+        UserError: if nothing is finished, a file is not on the allow-list, or a secret was found.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", hub_id):
+        raise UserError(f"HUB_ID={hub_id}: expected OWNER/NAME, as in alice/tiny")
+    results = {stage: read_result(recipe_dir / stage) for stage in STAGES if (recipe_dir / stage / RESULT).is_file()}
+    repositories = []
+    for stage, row in STAGES.items():
+        if stage in results and row.repository is not None:
+            repo_id = f"{hub_id}-{row.repository}"
+            repositories.append(one_stage(recipe_dir / stage, repo_id, results, stage, license_name))
+    if not repositories:
+        raise UserError(f"{recipe_dir}: no finished stage in it; run `make chain RECIPE={recipe_dir.name}` first")
+    for repository in repositories:
+        refuse_secrets(repository)
+    return repositories
+
+
+def one_stage(folder: Path, repo_id: str, results: dict[str, Any], stage: str, license_name: str | None) -> Repository:
+    """One stage's repository; see [`plan`]."""
+    kind = "dataset" if STAGES[stage].auto_class is None else "model"
+    patterns = DATA_FILES if kind == "dataset" else (*MODEL_FILES, "README.md")
+    repository = Repository(repo_id, kind, dict(_allowed(folder, patterns)))
+    for name, path in repository.files.items():
+        if name.endswith(("recipe.yaml", RESULT, "trainer_state.json")):
+            repository.files[name] = path.read_bytes().replace(str(Path.home()).encode(), b"~")
+        if Path(name).name == "tokenizer_config.json":
+            _refuse_outside_files(path)
+    if kind == "model":
+        repository.files["README.md"] = model_card(repo_id, stage, results, license_name).encode()
+    return repository
+
+
+def _allowed(folder: Path, patterns: tuple[str, ...], inside: str = "") -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.iterdir()):
+        if any(fnmatch.fnmatch(path.name, pattern) for pattern in STAYS_HOME):
+            continue
+        if path.is_symlink():
+            raise UserError(f"{path}: is a link; only real files are pushed")
+        if path.is_dir() and path.name in FOLDERS and not inside:
+            yield from _allowed(path, patterns, f"{path.name}/")
+        elif path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns):
+            yield f"{inside}{path.name}", path
+        else:
+            raise UserError(f"{path}: is not a file that is pushed; move it out of the folder")
+
+
+def _refuse_outside_files(path: Path) -> None:
+    """A tokenizer's settings may name files; one that lies elsewhere would be read, and published, by the next user."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in settings.items():
+        if (
+            key.endswith("_file")
+            and isinstance(value, str)
+            and (Path(value).is_absolute() or ".." in Path(value).parts)
+        ):
+            raise UserError(f"{path}: {key}: {value}: names a file outside of the folder; remove the entry")
+
+
+def refuse_secrets(repository: Repository) -> None:
+    """Raise [`UserError`], which never repeats what was found, if a file to be pushed holds something like a secret."""
+    own = (os.environ.get("HF_TOKEN") or "").encode()
+    patterns = SECRETS | ({"your own token": re.escape(own)} if own else {})
+    for name, source in repository.files.items():
+        for number, line in enumerate(_lines(source), start=1):
+            for what, pattern in patterns.items():
+                if re.search(pattern, line):
+                    raise UserError(f"{repository.repo_id}: {name}:{number}: holds {what}; nothing was pushed")
+
+
+def _lines(source: Path | bytes) -> Iterator[bytes]:
+    if isinstance(source, bytes):
+        yield from source.splitlines()
+    elif source.suffix == ".safetensors":
+        # Numbers, after a header of JSON.
+        with source.open("rb") as stream:
+            yield stream.read(int.from_bytes(stream.read(8), "little"))
+    else:
+        with source.open("rb") as stream:
+            yield from stream
+
+
+# ---- Pushing ----
+
+
+def push(repositories: list[Repository], public: bool, api: "HfApi", say: Callable[[str], None]) -> None:
+    """Create what is missing and upload what has changed, one commit a repository.
+
+    Raises:
+        UserError: one line for a missing token or right, and for a Hub that cannot be reached.
+    """
+    from huggingface_hub import CommitOperationAdd
+
+    for number, repository in enumerate(repositories, start=1):
+        repo_id, kind = repository.repo_id, repository.kind
+        operations = [
+            CommitOperationAdd(name, source if isinstance(source, bytes) else str(source))
+            for name, source in repository.files.items()
+        ]
+
+        def send(repo_id: str = repo_id, kind: str = kind, operations: list = operations) -> None:
+            api.create_repo(repo_id, repo_type=kind, private=not public, exist_ok=True)
+            info = api.repo_info(repo_id, repo_type=kind)
+            if not public and not info.private:
+                raise UserError(f"{repo_id}: is public already; pass PUBLIC=1 to push to it all the same")
+            api.create_commit(repo_id, operations, commit_message="Push from sandan", repo_type=kind)
+
+        persistently(send, f"{repo_id} ({number} of {len(repositories)})")
+        say(f"pushed {len(operations)} files to {api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo_id}")
+
+
+def persistently(action: Callable[[], None], what: str) -> None:
+    """Run `action`; try again after a fault that may pass. What was uploaded before it is not sent again.
+
+    Raises:
+        UserError: one line that says what to do.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except OfflineModeIsEnabled:
+            raise UserError(f"{what}: HF_HUB_OFFLINE is set; unset it to push") from None
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            if status in (401, 403) or status < 500 and status != 429:
+                raise UserError(f"{what}: {_advice(status, error)}") from None
+            fault = f"the Hub answers {status}"
+        except Exception as error:
+            if not _is_network_fault(error):
+                raise
+            fault = " ".join(str(error).split())[:120] or type(error).__name__
+        if attempt < ATTEMPTS:
+            time.sleep(WAIT_SECONDS * 2 ** (attempt - 1))
+    raise UserError(f"{what}: {fault}, {ATTEMPTS} times; run the same command again, it goes on from there")
+
+
+def _is_network_fault(error: BaseException | None) -> bool:
+    """Whether the connection failed. (The HTTP library below huggingface_hub has had several names.)"""
+    if error is None:
+        return False
+    http = any(kind.__module__.startswith(("httpx", "requests")) for kind in type(error).__mro__)
+    return http or isinstance(error, (ConnectionError, TimeoutError)) or _is_network_fault(error.__cause__)
+
+
+def _advice(status: int, error: Exception) -> str:
+    if status == 401:
+        return "no valid token (401); set HF_TOKEN or run `hf auth login`"
+    if status == 403:
+        return "the token may not write there (403); use one with write access, or another HUB_ID"
+    return f"the Hub refuses it ({status}): {' '.join(str(error).split())[:160]}"
+
+
+def check_rights(repo_id: str | None, api: "HfApi | None" = None) -> str:
+    """Who is logged in and may write to `repo_id`, in words; nothing is changed on the Hub.
+
+    Raises:
+        UserError: if nobody is logged in, or the token may not write there.
+    """
+    from huggingface_hub import HfApi
+
+    if not repo_id:
+        raise UserError("push_to_hub: needs hub_model_id: OWNER/NAME")
+    api, found = api or HfApi(), {}
+    persistently(lambda: found.update(api.whoami()), repo_id)
+    owners = [found["name"], *(one["name"] for one in found.get("orgs", []))]
+    role = found.get("auth", {}).get("accessToken", {}).get("role")
+    if repo_id.split("/")[0] not in owners or role == "read":
+        raise UserError(f"{repo_id}: {found['name']}'s token may not write there; use one with write access")
+    return f"{found['name']} may write to {repo_id}"

@@ -1,0 +1,165 @@
+"""Loading tokenizers and models from an earlier stage's folder or the Hub, with the checks that TRL leaves out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import UserError
+from ..core.stage import Stage
+
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from trl import ModelConfig
+
+
+def require_model(path: str | None, stage: Stage, key: str = "model_name_or_path") -> str:
+    """Check that `path` is a model or tokenizer folder (recorded in the lineage) or looks like a Hub name.
+
+    Raises:
+        UserError: if it is missing, or a local path that is not such a folder.
+    """
+    if not path:
+        raise UserError(f"{key}: missing; name an earlier stage's folder or a Hub model")
+    folder = Path(path)
+    if folder.is_dir():
+        if folder.resolve() == stage.output_dir.resolve():
+            raise UserError(
+                f"{path}: {key}: is the output_dir too; the model would be overwritten by its own successor"
+            )
+        if key.startswith("tokenizer"):
+            wanted = ("tokenizer_config.json", "config.json")
+        else:
+            wanted = ("config.json", "adapter_config.json")
+        if not any((folder / name).is_file() for name in wanted):
+            raise UserError(f"{path}: {key}: no {wanted[0]} in it; another folder, or its stage did not finish")
+        stage.add_input(folder)
+    elif folder.parts[0] == "outputs" or path[0] in "./~" or len(folder.parts) > 2:
+        hint = f"; run `make {folder.name} RECIPE={folder.parent.name}` first" if folder.parts[0] == "outputs" else ""
+        raise UserError(f"{path}: {key}: no such folder{hint}")
+    else:
+        stage.inputs[f"hub:{path}"] = "not hashed (Hub name)"
+    return path
+
+
+def load_tokenizer(path: str, revision: str = "main", padding_side: str = "right") -> "PreTrainedTokenizerBase":
+    """An `AutoTokenizer` with a pad token.
+
+    Raises:
+        UserError: if there is no tokenizer at `path`.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side=padding_side)
+    except Exception as error:  # the Rust tokenizers raise bare exceptions
+        raise UserError(f"{path}: no tokenizer can be loaded: {first_line(error)}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def check_vocabulary(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase", path: str) -> None:
+    """Raise [`UserError`] if the tokenizer can write ids that the model's embedding does not have."""
+    vocabulary = config.get_text_config().vocab_size
+    if len(tokenizer) > vocabulary:
+        raise UserError(
+            f"{path}: vocabulary mismatch: the tokenizer has {len(tokenizer):,} tokens, the model {vocabulary:,} "
+            "rows; use the tokenizer that the model was trained with"
+        )
+
+
+def check_reading(tokenizer: "PreTrainedTokenizerBase", path: str, config: "PretrainedConfig") -> None:
+    """Raise [`UserError`] if the tokenizer of `path`, saved beside a model of this kind, would read text otherwise.
+
+    Beside models of a few kinds (`qwen2`) transformers takes that kind's own tokenizer class, whatever the files say.
+    """
+    from transformers import AutoTokenizer
+
+    def rules(one: "PreTrainedTokenizerBase") -> Any:
+        return one.backend_tokenizer.to_str() if one.is_fast else type(one)
+
+    beside = AutoTokenizer.from_pretrained(path, config=config)
+    if rules(beside) != rules(tokenizer):
+        raise UserError(
+            f"{path}: beside a model of model_type {config.model_type!r} transformers reads every tokenizer as "
+            f"{type(beside).__name__}, which this one is not; take another model_type (llama has the fields of most)"
+        )
+
+
+def check_same_tokens(tokenizer: "PreTrainedTokenizerBase", path: str, key: str) -> None:
+    """Raise [`UserError`] if the tokenizer saved at `path` gives other ids to tokens than `tokenizer`."""
+    if load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"{path}: {key}: vocabulary mismatch: its tokenizer numbers tokens otherwise than the SFT model's; "
+            "run its stage again with this tokenizer"
+        )
+
+
+def model_init_kwargs(model_args: "ModelConfig", extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`from_pretrained` keywords of a TRL [`~trl.ModelConfig`]; `extra` (a trainer's `model_init_kwargs`) wins."""
+    return {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        # Never weights in a pickle, which could run code.
+        "use_safetensors": True,
+        **(extra or {}),
+    }
+
+
+def load_causal_lm(path: str, device: str | None = None) -> "PreTrainedModel":
+    """A causal LM for inference, in the dtype it was saved in.
+
+    Args:
+        path: an earlier stage's folder or a Hub name.
+        device: where to put it; by default where `accelerate launch` puts a training model.
+
+    Raises:
+        UserError: if no such model can be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, path, device)
+
+
+def load_masked_lm(path: str, device: str | None = None) -> "PreTrainedModel":
+    """A masked LM, otherwise as [`load_causal_lm`]."""
+    from transformers import AutoModelForMaskedLM
+
+    return _load(AutoModelForMaskedLM, path, device)
+
+
+def load_reward_model(path: str, device: str | None = None) -> "PreTrainedModel":
+    """A sequence classifier with one output, otherwise as [`load_causal_lm`]."""
+    from transformers import AutoModelForSequenceClassification
+
+    return _load(AutoModelForSequenceClassification, path, device, num_labels=1)
+
+
+def load_model(auto_model: Any, path: str, **kwargs) -> "PreTrainedModel":
+    """`auto_model.from_pretrained` from safetensors.
+
+    Raises:
+        UserError: if no such model can be loaded.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        return auto_model.from_pretrained(path, **{"use_safetensors": True, **kwargs})
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path}: no model can be loaded: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, shortened to a line."""
+    return " ".join(str(error).split())[:300].strip() or type(error).__name__
+
+
+def _load(auto_model: Any, path: str, device: str | None, **kwargs) -> "PreTrainedModel":
+    from accelerate import PartialState
+    from accelerate.utils import patch_environment
+
+    # Else the launch files for FSDP leave zeros on all processes but the first, which are filled in when training begins.
+    with patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
+        model = load_model(auto_model, path, **kwargs)
+    return model.to(device or PartialState().device).eval()

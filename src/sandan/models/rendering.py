@@ -1,0 +1,66 @@
+"""Prompts and answers as token ids: the one place, so that every stage sees the same row."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..core.errors import UserError
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+Prompt = str | list[dict[str, str]]
+
+
+def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> str:
+    """The exact text that precedes an answer: plain text as it is, a conversation through the chat template."""
+    if isinstance(prompt, str):
+        return prompt
+    if tokenizer.chat_template is None:
+        raise UserError("prompt is a conversation but the tokenizer has no chat template; use text prompts or add one")
+    return tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+
+
+def encode_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Token ids of rendered prompts. A chat template writes its own special tokens; plain text gets the tokenizer's."""
+    if not prompts:
+        return []
+    texts = [render_prompt(tokenizer, prompt) for prompt in prompts]
+    plain = isinstance(prompts[0], str)
+    return tokenizer(texts, add_special_tokens=plain)["input_ids"]
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded ids and attention mask, both `(batch, longest)`."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad_token_id)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, longest - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[index, longest - len(row) :] = 1
+    return ids, mask
+
+
+def encode_answers(
+    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], answers: Sequence[str]
+) -> list[list[int]]:
+    """Token ids of prompt + answer + stop token, as SFT and the reward model see them."""
+    rows = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        if isinstance(prompt, str):
+            text = prompt + answer
+            text += "" if text.endswith(tokenizer.eos_token) else tokenizer.eos_token
+            rows.append(tokenizer(text)["input_ids"])
+        else:
+            turns = [*prompt, {"role": "assistant", "content": answer}]
+            rows.append(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
+    return rows
+
+
+def batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Consecutive slices of `size` items (the last may be shorter)."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,266 @@
+"""Build the models of a PPO run from what the caller gave: policy, critic, rewards and reference."""
+
+import contextlib
+import copy
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from trl.models.utils import prepare_deepspeed
+from trl.trainer.utils import use_adapter
+
+from ..models.layer_compilation import compile_layers
+from ..models.score_scale import fold_scale
+from .config import PPOConfig
+from .ema import EMA_FOLDER, PolicyAverage
+from .policy_and_value import (
+    disable_dropout,
+    has_score_head,
+    load_model,
+    load_weights,
+    save_policy,
+    value_model_from_policy,
+)
+from .rewards import ModelReward, Reward, RewardFunction, make_rewards
+from .sharding import complete, exact_outputs, fsdp_plugin, shard_frozen, uses_deepspeed
+from .shared_backbone import AdapterHead, Adapters, TrunkHead, critic_adapter
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+VALUE_MODEL_FOLDER = "value_model"
+
+
+@dataclass
+class Models:
+    """The models of a run.
+
+    Args:
+        policy: a causal LM, with its adapters if it has any.
+        rewards: what scores the answers.
+        reward_weights: one for each reward, `(rewards,)`.
+        value_model: the critic.
+        ref_model: the frozen reference; None where it is the policy with other adapters.
+        adapters: of the policy, where critic and rewards are further ones.
+        critic_mean: what is subtracted from the critic's values, which begin on the reward model's scale.
+        average: of the policy's weights, if one is kept.
+    """
+
+    policy: nn.Module
+    rewards: list[Reward]
+    reward_weights: torch.Tensor
+    value_model: nn.Module
+    ref_model: PreTrainedModel | None
+    adapters: Adapters | None
+    critic_mean: float
+    average: PolicyAverage | None = None
+
+    def all(self) -> list[nn.Module]:
+        """Return all models in use. With a shared backbone, some of them are adapters."""
+        models = (self.policy, self.value_model, self.ref_model, *self.reward_models())
+        return [model for model in models if model is not None]
+
+    def reward_models(self) -> list[PreTrainedModel | AdapterHead]:
+        """Return the rewards that are models."""
+        return [reward.model for reward in self.rewards if isinstance(reward, ModelReward)]
+
+    def first_reward(self) -> "PreTrainedModel | AdapterHead | RewardFunction":
+        """Return the first reward as the caller gave it, a model or a function."""
+        first = self.rewards[0]
+        return first.model if isinstance(first, ModelReward) else first.function
+
+    def make_ready(self, accelerator: Accelerator, args: PPOConfig) -> None:
+        """Place the models that are not trained, compile the layers of all, and begin the policy's average."""
+        if (fsdp := fsdp_plugin(accelerator)) is not None:
+            exact_outputs(fsdp)
+        self._place_frozen_models(accelerator)
+        if args.torch_compile:
+            self._compile(accelerator)
+        if args.policy_ema_decay is not None:
+            self.average = PolicyAverage(self.policy, args.policy_ema_decay)
+
+    def _place_frozen_models(self, accelerator: Accelerator) -> None:
+        fsdp = fsdp_plugin(accelerator) is not None
+        for model in self.reward_models():
+            if getattr(model, "is_quantized", False):
+                continue
+            if fsdp:
+                complete(model, accelerator)
+            else:
+                model.to(accelerator.device)
+        if self.ref_model is None:
+            return
+        if uses_deepspeed(accelerator):
+            self.ref_model = prepare_deepspeed(self.ref_model, accelerator)
+        elif fsdp:
+            self.ref_model = shard_frozen(complete(self.ref_model, accelerator), accelerator)
+        else:
+            self.ref_model.to(accelerator.device)
+
+    def _compile(self, accelerator: Accelerator) -> None:
+        """Compile the layers of every model; Trainer would compile the wrapper alone."""
+        accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
+        for model in self.all():
+            compile_layers(model)
+        if self.adapters is not None:
+            self.adapters.backbone.get_input_embeddings().register_forward_hook(
+                # The first layer's input has a gradient like every other's, and shares what was compiled for them.
+                lambda module, args, output: output.requires_grad_(torch.is_grad_enabled())
+            )
+
+    @contextlib.contextmanager
+    def reference(self, policy: nn.Module, adapter_name: str | None) -> Iterator[nn.Module]:
+        """Give the reference model; where it is the policy with other adapters (or none), switch them for the time.
+
+        Args:
+            policy: the policy as it is trained.
+            adapter_name: of the reference's adapter.
+        """
+        if self.ref_model is not None:
+            yield self.ref_model
+            return
+        with use_adapter(policy, adapter_name) if self.adapters is None else self.adapters.using(adapter_name):
+            yield policy
+
+    def save(
+        self,
+        policy: nn.Module,
+        value_model: nn.Module,
+        tokenizer: "PreTrainedTokenizerBase",
+        folder: Path,
+        state_dict: dict[str, torch.Tensor] | None,
+    ) -> None:
+        """Write the policy at the root and the critic in `value_model/`, both plain `from_pretrained` folders.
+
+        Args:
+            policy, value_model: out of all wrappers.
+            state_dict: of both together, where the weights had to be gathered from shards.
+        """
+
+        def part(name: str) -> dict[str, torch.Tensor] | None:
+            return state_dict and {
+                key.removeprefix(name): value for key, value in state_dict.items() if key.startswith(name)
+            }
+
+        save_policy(policy, folder, part("policy."))
+        value_model.save_pretrained(folder / VALUE_MODEL_FOLDER, state_dict=part("value_model."))
+        tokenizer.save_pretrained(folder)
+        if self.average is not None:
+            self.average.save(folder)
+            tokenizer.save_pretrained(folder / EMA_FOLDER)
+
+    def load(self, folder: Path) -> None:
+        """Read what [`save`] wrote."""
+        load_weights(self.policy, folder)
+        load_weights(self.value_model, folder / VALUE_MODEL_FOLDER)
+        if self.average is not None:
+            self.average.load(folder)
+
+
+def build_models(
+    policy: nn.Module,
+    reward_funcs: Any,
+    reward_processing_classes: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    value_model: Any,
+    ref_model: Any,
+    peft_config: PeftConfig | None,
+    args: PPOConfig,
+) -> Models:
+    """Return the models of a run; arguments are those of [`PPOTrainer`], `policy` a loaded model.
+
+    Raises:
+        ValueError: if they exclude each other.
+    """
+    if ref_model is policy:
+        raise ValueError("ref_model is the policy itself, which is trained; give a copy, or leave it out for one")
+    rewards_given, adapters = (reward_funcs, reward_processing_classes, tokenizer), None
+    if args.critic_backbone == "own":
+        # A critic of its own is made before adapters enter the policy.
+        rewards = make_rewards(*rewards_given)
+        critic = _own_critic(value_model, rewards, policy)
+        policy = _with_adapters(policy, peft_config, args)
+    else:
+        if value_model is not None:
+            raise ValueError(f'value_model: with critic_backbone="{args.critic_backbone}" there is none to give')
+        policy = _with_adapters(policy, peft_config, args)
+        rewards, critic, adapters = _on_the_backbone(policy, rewards_given, args)
+    weights = args.reward_weights or [1.0] * len(rewards)
+    if len(weights) != len(rewards):
+        raise ValueError(f"reward_weights: {len(weights)} for {len(rewards)} reward functions")
+    # Scores are on the reward model's scale, and so is a critic that starts as a copy of it.
+    critic_mean = 0.0 if isinstance(critic, TrunkHead) else fold_scale(critic.score, critic.config)
+    reference = _reference(ref_model, policy)
+    models = Models(policy, rewards, torch.tensor(weights), critic, reference, adapters, critic_mean)
+    for model in models.all():
+        disable_dropout(model)
+    return models
+
+
+def _own_critic(value_model: Any, rewards: list[Reward], policy: nn.Module) -> PreTrainedModel:
+    """Return the critic: the one given, else a copy of the first reward model, else the policy's backbone."""
+    first = rewards[0]
+    if any(isinstance(reward, ModelReward) and value_model is reward.model for reward in rewards):
+        raise ValueError("value_model is the reward model itself, which stays frozen; give a copy or leave it out")
+    if value_model is not None:
+        critic = load_model(AutoModelForSequenceClassification, value_model, num_labels=1)
+    elif isinstance(first, ModelReward) and first.own_tokenizer is None and has_score_head(first.model):
+        critic = copy.deepcopy(first.model)
+    elif isinstance(policy, PeftModel):
+        raise ValueError("value_model: needed with a PeftModel; or give a plain model and peft_config")
+    else:
+        critic = value_model_from_policy(policy)
+    if not has_score_head(critic):
+        raise ValueError(f"value_model: {type(critic).__name__} has no linear `score` head with one output")
+    return critic.requires_grad_(True)
+
+
+def _on_the_backbone(
+    policy: nn.Module, rewards_given: tuple, args: PPOConfig
+) -> tuple[list[Reward], nn.Module, Adapters | None]:
+    """Return rewards and critic where the critic has no backbone of its own."""
+    if args.critic_backbone == "policy":
+        return make_rewards(*rewards_given), TrunkHead(policy), None
+    if not isinstance(policy, PeftModel):
+        raise ValueError('critic_backbone: "adapter" needs peft_config, or a policy with adapters')  # noqa: TRY004
+    adapters = Adapters(policy)
+    rewards = make_rewards(*rewards_given, adapters)
+    first = rewards[0].model if isinstance(rewards[0], ModelReward) else None
+    critic = critic_adapter(adapters, first)
+    shared = "policy, critic and reward" if isinstance(first, AdapterHead) else "policy and critic"
+    logger.info("one backbone: %s are adapters on it", shared)
+    return rewards, critic, adapters
+
+
+def _with_adapters(policy: nn.Module, peft_config: PeftConfig | None, args: PPOConfig) -> nn.Module:
+    """Return the policy with the adapters that are trained, if any."""
+    if peft_config is not None:
+        if isinstance(policy, PeftModel):
+            raise ValueError("peft_config: the model has adapters already; merge them first or leave it out")
+        policy = get_peft_model(policy, peft_config)
+    if isinstance(policy, PeftModel):
+        if args.model_adapter_name is not None:
+            policy.set_adapter(args.model_adapter_name)
+        if args.gradient_checkpointing:
+            policy.enable_input_require_grads()
+    return policy
+
+
+def _reference(ref_model: str | PreTrainedModel | None, policy: nn.Module) -> PreTrainedModel | None:
+    """Return the frozen reference, or None where it is the policy with other adapters."""
+    if ref_model is not None:
+        return load_model(AutoModelForCausalLM, ref_model).eval().requires_grad_(False)
+    if isinstance(policy, PeftModel):
+        return None
+    return copy.deepcopy(policy).eval().requires_grad_(False)

@@ -1,0 +1,186 @@
+"""Metrics of PPO updates, under TRL's names."""
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from .config import PPOConfig
+from .experience import Experience
+from .formulas import explained_variance, masked_sum, repeated_share
+from .reduction import OverRanks
+from .rewards import Reward
+from .vllm_sampler import sampling_difference
+
+
+class UpdateMetrics:
+    """Collects the metrics of one update after the other.
+
+    Attributes:
+        current (`dict`): of the update under way.
+        history (`list`): of the updates since the last log.
+        steps_taken (`int`): optimizer steps that the update under way has really made.
+    """
+
+    def __init__(self, args: PPOConfig, over_ranks: OverRanks):
+        self.args, self.over_ranks = args, over_ranks
+        self.device = over_ranks.accelerator.device
+        self.current: dict[str, float] = {}
+        self.history: list[dict[str, float]] = []
+        self.steps_taken = 0
+        self.sums: dict[str, torch.Tensor] = {}
+        # Approximate KL and tokens of the optimizer step under way.
+        self._step = torch.zeros(2, device=self.device)
+        self._pace: tuple[float, int] | None = None
+
+    # ---- An update, in its order ----
+
+    def begin(self, episodes_before: int) -> None:
+        """Begin an update: the clock of its rollout runs.
+
+        Args:
+            episodes_before: episodes of the run before this update.
+        """
+        self._rollout_started = time.perf_counter()
+        self._pace = self._pace or (self._rollout_started, episodes_before)
+        self.current = {}
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Measure the seconds of a block."""
+        started = time.perf_counter()
+        yield
+        self.current[name] = time.perf_counter() - started
+
+    def add_rollout(
+        self,
+        experience: Experience,
+        scores_before: torch.Tensor,
+        components: torch.Tensor,
+        rewards: Sequence[Reward],
+        kl_coef: float,
+    ) -> None:
+        """Add what is known before the first optimizer step.
+
+        Args:
+            scores_before (`(B,)`): before penalties.
+            components (`(B, rewards)`): of each reward.
+        """
+        mean, rollout, mask = self.over_ranks.mean, experience.rollout, experience.policy_mask
+        kl = experience.kl.sum(1)
+        mean_kl, non_score = mean(kl), mean(-kl_coef * kl)
+        mean_score, stopped = mean(experience.scores), rollout.stopped(self.device)
+        repeated = torch.tensor([repeated_share(answer.token_ids) for answer in rollout.completions])
+        self.current |= {
+            "objective/kl": mean_kl,
+            "objective/entropy": mean((-experience.logprobs).masked_fill(~mask, 0).sum(1)),
+            "objective/non_score_reward": non_score,
+            "objective/rlhf_reward": mean_score + non_score,
+            "objective/scores": mean_score,
+            "objective/scores_before_penalty": mean(scores_before),
+            "objective/kl_coef": kl_coef,
+            "val/num_eos_tokens": self.over_ranks.sum(stopped.sum()).item(),
+            "val/stopped_share": mean(stopped.float()),
+            "val/response_tokens": mean(rollout.lengths(self.device).float()),
+            "val/repeated_share": mean(repeated.to(self.device)),
+            "val/explained_variance": explained_variance(
+                experience.values, experience.returns, experience.value_mask, self.over_ranks.sum
+            ).item(),
+        }
+        for reward, column in zip(rewards, components.T, strict=True):
+            self.current[f"rewards/{reward.name}"] = mean(column)
+        self.current |= sampling_difference(rollout, experience.logprobs, mask, self.over_ranks.accelerator)
+        if rollout.gather_seconds is not None:
+            self.current["time/gather_seconds"] = rollout.gather_seconds
+
+    def begin_steps(self) -> None:
+        """Begin the optimizer steps of the update."""
+        self._update_started = time.perf_counter()
+        self.sums = defaultdict(lambda: torch.zeros((), device=self.device))
+        self._step.zero_()
+        self.steps_taken = 0
+
+    @torch.no_grad()
+    def add_micro_batch(
+        self,
+        inputs: dict[str, torch.Tensor],
+        losses: dict[str, torch.Tensor],
+        logprobs: torch.Tensor,
+        ratio: torch.Tensor,
+        policy_clipped: torch.Tensor,
+        value_clipped: torch.Tensor,
+    ) -> None:
+        """Add the sums over the tokens of a micro-batch.
+
+        Args:
+            losses: sums that are known already, by name.
+            logprobs, ratio, policy_clipped, value_clipped: `(B, T)`.
+        """
+        mask, value_mask = inputs["old_policy_mask"], inputs["old_value_mask"]
+        change = logprobs - inputs["old_logprobs"]
+        sums = losses | {
+            "tokens": mask.sum(),
+            "value_tokens": value_mask.sum(),
+            "policy/approxkl_avg": masked_sum(change.square() / 2, mask),
+            "policy/clipfrac_avg": masked_sum(policy_clipped.float(), mask),
+            "val/clipfrac_avg": masked_sum(value_clipped.float(), value_mask),
+            "val/ratio": masked_sum(ratio, mask),
+            "val/ratio_var": masked_sum(ratio.square(), mask),
+        }
+        for name, total in sums.items():
+            self.sums[name] += total.detach()
+        self._step += torch.stack([sums[name].detach().float() for name in ("policy/approxkl_avg", "tokens")])
+
+    def step_approx_kl(self) -> float:
+        """Return the approximate KL of the optimizer step under way, in nats per token, and begin the next one."""
+        approx_kl, tokens = self.over_ranks.sum(self._step).tolist()
+        self._step.zero_()
+        return approx_kl / tokens
+
+    def finish(self, episodes: int) -> dict[str, float]:
+        """Return the metrics of the update: its means over the tokens of all ranks, and its pace."""
+        metrics, now = self.current, time.perf_counter()
+        names = sorted(self.sums)
+        sums = self.over_ranks.sum(torch.stack([self.sums[name].float() for name in names]))
+        totals = dict(zip(names, sums.tolist(), strict=True))
+        tokens, value_tokens = totals.pop("tokens"), totals.pop("value_tokens")
+        for name, total in totals.items():
+            over_value_mask = name in ("loss/value_avg", "val/clipfrac_avg")
+            metrics[name] = total / (value_tokens if over_value_mask else tokens)
+        metrics["val/ratio_var"] -= metrics["val/ratio"] ** 2
+        metrics["time/update_seconds"] = now - self._update_started
+        tokens_sampled = metrics["val/response_tokens"] * self.args.batch_size
+        metrics["time/tokens_per_second"] = tokens_sampled / (now - self._rollout_started)
+        if self.args.max_approx_kl:
+            metrics["policy/epochs_used"] = self.steps_taken / self.args.num_mini_batches
+        started, episodes_before = self._pace
+        metrics["eps"] = (episodes - episodes_before) / (now - started)
+        metrics["episode"] = episodes
+        self.history.append(metrics)
+        return metrics
+
+    # ---- Between updates ----
+
+    def add_to_log(self, logs: dict[str, float]) -> None:
+        """Add the means of the updates since the last log to Trainer's log of a training step."""
+        if "loss" not in logs or not self.history:
+            return
+        last, count = self.history[-1], len(self.history)
+        means = {name: sum(update[name] for update in self.history) / count for name in last}
+        logs |= means | {"eps": last["eps"], "episode": last["episode"], "lr": logs["learning_rate"]}
+        self.history.clear()
+
+    def restart_clock(self) -> None:
+        """Let the pace, `eps`, be that of the run that begins now."""
+        self._pace = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was not logged yet, in JSON types."""
+        return {"updates": self.history}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what [`state_dict`] gave."""
+        self.history = state["updates"]

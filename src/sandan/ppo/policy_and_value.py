@@ -1,0 +1,215 @@
+"""Policy and critic as one module, and the forward pass that reads both at the response positions only."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import disable_dropout_in_model, selective_log_softmax_and_entropy
+
+from ..models.sampling import neutral_generation
+from .inputs import forward_inputs, takes
+from .shared_backbone import AdapterHead, Adapters, TrunkHead
+
+
+def token_logprobs(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    responses: torch.Tensor,
+    temperature: float,
+    entropy_needs_grad: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the response tokens and entropies at their positions, in nats at `temperature`.
+
+    Args:
+        model: a causal LM.
+        input_ids, attention_mask (`(B, P + T - 1)`): prompts, left-padded, and all but the last response token.
+        responses (`(B, T)`): the sampled tokens.
+
+    Returns:
+        Both `(B, T)`, float32. Logits exist for these positions only, never for the prompt.
+    """
+    width = responses.shape[1]
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    inputs = forward_inputs(base, input_ids, attention_mask)
+    if takes(base, "logits_to_keep"):
+        inputs["logits_to_keep"] = width
+    logits = model(**inputs).logits[:, -width:]
+    # TRL's kernel reads bfloat16 logits and counts in float32; without it the vocabulary is summed in float32.
+    logits = logits if logits.is_cuda else logits.float()
+    return selective_log_softmax_and_entropy(logits, responses, entropy_needs_grad, temperature)
+
+
+def token_values(
+    value_model: PreTrainedModel | AdapterHead, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int
+) -> torch.Tensor:
+    """The critic's value before each of the `width` response tokens, `(B, T)` float32."""
+    if isinstance(value_model, AdapterHead):
+        return value_model.values(value_model.hidden_states(input_ids, attention_mask)[:, -width:])
+    backbone = value_model.base_model
+    hidden = backbone(**forward_inputs(backbone, input_ids, attention_mask)).last_hidden_state
+    return value_model.score(hidden[:, -width:]).squeeze(-1).float()
+
+
+@contextlib.contextmanager
+def head_inputs(policy: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collect what the policy's forward passes inside give to its language-model head."""
+    seen: list[torch.Tensor] = []
+    hook = policy.get_output_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+class PolicyAndValue(nn.Module):
+    """Policy and critic under one root, so that there is one optimizer and one distributed wrapper.
+
+    Args:
+        policy: a causal LM.
+        value_model: a sequence classifier with one label and a linear `score` head, or a head on the policy's backbone.
+        adapters: of the policy, where the critic is one of them.
+    """
+
+    # Sampling runs in eval mode, where activation checkpointing is inactive: nothing has to be switched off for it.
+    is_gradient_checkpointing = False
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        value_model: PreTrainedModel | AdapterHead | TrunkHead,
+        temperature: float,
+        entropy_needs_grad: bool,
+        adapters: Adapters | None = None,
+    ):
+        super().__init__()
+        self.policy = policy
+        self.value_model = value_model
+        self.temperature = temperature
+        self.entropy_needs_grad = entropy_needs_grad
+        self.adapters = adapters
+        super().train()
+
+    def train(self, mode: bool = True) -> "PolicyAndValue":
+        """As of any module, but at once where nothing changes: Trainer asks before every micro-batch."""
+        return self if mode == self.training else super().train(mode)
+
+    @property
+    def config(self):
+        """The policy's, for callbacks, DeepSpeed and token alignment."""
+        return self.policy.config
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        return self.policy.generation_config
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, responses: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Log-probabilities, entropies and values, each `(B, T)`; arguments as in [`token_logprobs`]."""
+        width = responses.shape[1]
+        with head_inputs(self.policy) if isinstance(self.value_model, TrunkHead) else contextlib.nullcontext() as seen:
+            logprobs, entropies = token_logprobs(
+                self.policy, input_ids, attention_mask, responses, self.temperature, self.entropy_needs_grad
+            )
+        if seen:
+            return logprobs, entropies, self.value_model.values(seen[-1][:, -width:])
+        return logprobs, entropies, token_values(self.value_model, input_ids, attention_mask, width)
+
+    def generate(self, **kwargs) -> torch.Tensor:
+        """The policy's `generate`, a method of the root so that FSDP can gather the root's weights around it."""
+        with neutral_generation(self.policy.get_base_model() if isinstance(self.policy, PeftModel) else self.policy):
+            return self.policy.generate(**kwargs)
+
+    @property
+    def _no_split_modules(self) -> set[str]:
+        """Layers that FSDP gathers one at a time; without these names it would gather everything at once."""
+        return {name for model in (self.policy, self.value_model) for name in model._no_split_modules or ()}
+
+    def tie_weights(self) -> None:
+        """Tie again what a wrapper has taken apart (accelerate calls this while it makes shards)."""
+        self.policy.tie_weights()
+
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
+        for one in self._checkpointed():
+            one.activation_checkpointing_enable(self._recomputing(activation_checkpointing_kwargs), **kwargs)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
+        """The name of [`activation_checkpointing_enable`] before transformers 5.2x."""
+        for one in self._checkpointed():
+            one.gradient_checkpointing_enable(self._recomputing(gradient_checkpointing_kwargs), **kwargs)
+
+    def _checkpointed(self) -> list[nn.Module]:
+        shared = isinstance(self.value_model, (AdapterHead, TrunkHead))
+        return [self.policy] if shared else [self.policy, self.value_model]
+
+    def _recomputing(self, kwargs: dict | None) -> dict | None:
+        if self.adapters is None:
+            return kwargs
+        return {**(kwargs or {}), "use_reentrant": False, "context_fn": self.adapters.recomputation}
+
+
+def value_model_from_policy(policy: PreTrainedModel) -> PreTrainedModel:
+    """A critic with the policy's backbone and a zero head: it starts at V = 0 instead of at noise."""
+    config = copy.deepcopy(policy.config)
+    config.num_labels = 1
+    value_model = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
+    value_model.base_model.load_state_dict(policy.base_model.state_dict())
+    nn.init.zeros_(value_model.score.weight)
+    return value_model
+
+
+def load_model(auto_class: type, model: str | Path | nn.Module, **kwargs) -> nn.Module:
+    """The model itself, or loaded from a path in float32 (bf16 weights do not move at PPO's learning rates)."""
+    return (
+        auto_class.from_pretrained(model, dtype=torch.float32, **kwargs) if isinstance(model, (str, Path)) else model
+    )
+
+
+def save_policy(policy: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+    """Write a plain `from_pretrained` folder; of an adapted policy, the policy's own adapter."""
+    own = {"selected_adapters": [policy.active_adapter]} if isinstance(policy, PeftModel) else {}
+    policy.save_pretrained(folder, state_dict=state_dict, **own)
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Put the weights that `save_pretrained` wrote into an existing model."""
+    if isinstance(model, (AdapterHead, TrunkHead)):
+        model.load_pretrained(folder)
+    elif isinstance(model, PeftModel):
+        model.load_adapter(str(folder), model.active_adapter, is_trainable=True)
+    else:
+        stored = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+        model.load_state_dict(stored.state_dict())
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Switch dropout off for good, so that log-probs of a forward with gradient equal those of one without.
+
+    TRL's function reaches `nn.Dropout` modules; most of today's models hold attention dropout as a number instead.
+    """
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def has_score_head(model: nn.Module) -> bool:
+    """Whether a model is a classifier whose `score` head can be read at every position."""
+    score = getattr(model, "score", None)
+    return isinstance(score, nn.Linear) and score.out_features == 1
+
+
+def mark_special_tokens(policy: nn.Module, tokenizer: PreTrainedTokenizerBase, stop_token_id: int) -> None:
+    """Let the saved policy stop where it was trained to; the rest of its generation settings stays its own."""
+    config = policy.generation_config
+    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if stop_token_id not in known:
+        config.eos_token_id = [*(one for one in known if one is not None), stop_token_id]
+    config.pad_token_id = tokenizer.pad_token_id

@@ -1,0 +1,27 @@
+"""Show the first prompts as PPO takes them, and what its four models take."""
+
+from typing import TYPE_CHECKING, Any
+
+from ..models.memory import ModelSize, size_of
+from ..training.preview import Sample, prompt_rows
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+
+def rows(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", config: Any, *_: Any) -> Sample:
+    """Return the first prompts."""
+    return prompt_rows(dataset, tokenizer, config.max_prompt_tokens)
+
+
+def size(tokenizer: Any, missing: set[str], config: Any, judge: Any, model_args: Any, data: Any) -> ModelSize | None:
+    """Return the size of policy and critic, which are trained, and of reference and reward model, which are not."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    policy = size_of(AutoModelForCausalLM, model_args.model_name_or_path, missing)
+    critic = size_of(AutoModelForSequenceClassification, config.reward_model_path, missing)
+    if policy is None or critic is None:
+        return None
+    return ModelSize(policy.trained + critic.trained, policy.trained + critic.trained, policy.config)

@@ -1,0 +1,132 @@
+"""Rollouts by vLLM, through trl's `VLLMGeneration`."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from trl.import_utils import is_vllm_available
+
+from ..models.sampling import to_completion
+from .config import PPOConfig
+from .rollout import INPUT_IDS, Rollout
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# The lowest that vLLM's API takes: no logit of a trained model makes up for it.
+NEVER = -100.0
+
+
+class VLLMSampler:
+    """Samples with vLLM what `PPOTrainer.sample` samples with `generate`: the bare policy at the training temperature.
+
+    PPO needs no importance correction for it: old log-probs come from the training forward. What is left is that the
+    answers were drawn from vLLM's slightly other numbers; [`sampling_difference`] measures how far they are.
+
+    Args:
+        policy: the policy (with its adapters, if any), loaded from a path: vLLM reads the model from there.
+        args: the settings `vllm_...`, named as in `trl.GRPOConfig`.
+
+    Raises:
+        ImportError: if vLLM is not installed.
+        ValueError: if vLLM is to run in this process and the policy has no path.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        accelerator: Accelerator,
+        tokenizer: "PreTrainedTokenizerBase",
+        stop_token_id: int,
+        args: PPOConfig,
+    ):
+        if not is_vllm_available():
+            raise ImportError("use_vllm: vLLM is not installed; `pip install 'trl[vllm]'`, or set use_vllm to false")
+        if args.vllm_mode == "colocate" and not policy.name_or_path:
+            raise ValueError(
+                "use_vllm: vLLM reads the model from its path; give `model` as a path, or load it from one"
+            )
+        # Not above: where vLLM is installed, this loads it.
+        from trl.generation.vllm_generation import VLLMGeneration
+
+        self.tokenizer, self.stop_token_id, self.temperature = tokenizer, stop_token_id, args.temperature
+        self.synced_step: int | None = None
+        pad, vocabulary = tokenizer.pad_token_id, policy.config.get_text_config().vocab_size
+        self.generation = VLLMGeneration(
+            model=policy,
+            accelerator=accelerator,
+            processing_class=tokenizer,
+            mode=args.vllm_mode,
+            server_base_url=args.vllm_server_base_url,
+            server_host=args.vllm_server_host,
+            server_port=args.vllm_server_port,
+            server_timeout=args.vllm_server_timeout,
+            group_port=args.vllm_group_port,
+            tensor_parallel_size=args.vllm_tensor_parallel_size,
+            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+            max_model_length=args.vllm_max_model_length,
+            max_num_seqs=args.local_batch_size * args.vllm_tensor_parallel_size,
+            enable_sleep_mode=args.vllm_enable_sleep_mode,
+            model_impl=args.vllm_model_impl,
+            repetition_penalty=1.0,
+            temperature=args.temperature,
+            top_p=1.0,
+            top_k=0,
+            max_completion_length=args.response_length,
+            logprobs=0,
+            generation_kwargs={
+                # Of EOS and other ends that the model's files name, only the stop token ends an answer.
+                "ignore_eos": True,
+                "stop_token_ids": [stop_token_id],
+                # A pad id outside the vocabulary cannot be sampled, and vLLM refuses to hear of it.
+                "logit_bias": {pad: NEVER} if pad < vocabulary else None,
+            },
+        )
+
+    def sample(self, rows: list[dict[str, Any]], step: int, greedy: bool = False) -> Rollout:
+        """Answer this rank's prompts; all ranks must call it, with as many rows.
+
+        Args:
+            rows: dataset rows with `input_ids`.
+            step: optimizer steps made so far; the weights are sent to vLLM again when it changes.
+        """
+        if self.synced_step != step:
+            self.generation.sync_weights()
+            self.synced_step = step
+        self.generation.temperature = 0.0 if greedy else self.temperature
+        prompts = [row[INPUT_IDS] for row in rows]
+        _, answers, logprobs, _ = self.generation.generate(prompts=prompts, images=None, num_generations=1)
+        completions = [to_completion(self.tokenizer, list(answer), self.stop_token_id) for answer in answers]
+        # A log-prob that vLLM could not tell is None: NaN in a tensor.
+        sampled = [
+            torch.tensor([token[0] for token in row[: len(completion.token_ids)]], dtype=torch.float32)
+            for row, completion in zip(logprobs, completions, strict=True)
+        ]
+        return Rollout(rows, completions, sampled)
+
+
+def sampling_difference(
+    rollout: Rollout, logprobs: torch.Tensor, mask: torch.Tensor, accelerator: Accelerator
+) -> dict[str, float]:
+    """How far the log-probs of vLLM and of the training forward are apart, under trl's names; empty without vLLM.
+
+    Args:
+        logprobs (`(B, T)`): of the training forward.
+        mask (`(B, T)`): the answers' tokens.
+
+    Returns:
+        Mean and maximum over the tokens of all ranks, of the absolute difference in nats.
+    """
+    if rollout.sampling_logprobs is None:
+        return {}
+    difference = (logprobs[mask] - torch.cat(rollout.sampling_logprobs).to(logprobs.device)).abs()
+    difference = difference[difference.isfinite()]
+    total = torch.stack([difference.sum(), torch.tensor(float(len(difference)), device=logprobs.device)])
+    largest = difference.max() if len(difference) else torch.zeros((), device=logprobs.device)
+    summed, count = accelerator.reduce(total, reduction="sum").tolist()
+    return {
+        "sampling/sampling_logp_difference/mean": summed / max(count, 1),
+        "sampling/sampling_logp_difference/max": accelerator.gather(largest).max().item(),
+    }

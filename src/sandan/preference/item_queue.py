@@ -1,0 +1,302 @@
+"""Which candidate set an annotator sees next: a pure function of the candidates, the settings and the log.
+
+Nothing is kept in memory that the log does not hold. A killed server, a second tab and a second server on the same log
+therefore all continue with the same item, shown in the same order.
+"""
+
+import hashlib
+import json
+import logging
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import UserError
+from ..data.chat import prompt_id
+from ..data.jsonl import read_jsonl
+from .judgement_log import JudgementLog, competition_ranks, new_ticket
+
+
+logger = logging.getLogger(__name__)
+
+MOST_CANDIDATES = 9
+# A colleague who was shown an item and has not settled it within this time has gone home.
+CLAIM = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prompt and its candidate answers, in the order of the candidates file."""
+
+    item_id: str
+    prompt_id: str
+    prompt: str | list[dict[str, str]]
+    candidates: tuple[str, ...]
+
+
+@dataclass
+class QueueSettings:
+    """How many annotators of a kind see an item, and how often one sees it again."""
+
+    overlap_share: float = 0.2
+    overlap_annotators: int = 2
+    repeat_share: float = 0.05
+    repeat_after: int = 8
+    seed: int = 0
+    annotator_kind: str = "human"
+
+    def wanted(self, item: Item) -> int:
+        """How many annotators should judge this item."""
+        return self.overlap_annotators if draw(self.seed, "overlap", item.item_id) < self.overlap_share else 1
+
+    def repeats(self, item: Item, annotator: str) -> bool:
+        """Whether this annotator sees this item again."""
+        return draw(self.seed, "repeat", annotator, item.item_id) < self.repeat_share
+
+
+def draw(*parts: Any) -> float:
+    """A number in [0, 1) that depends on `parts` alone."""
+    digest = hashlib.sha256(json.dumps(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def item_identity(identity: str, prompt: Any, candidates: Sequence[str]) -> str:
+    """A name for this prompt with this set of answers, in whatever order; other answers make another item."""
+    content = json.dumps([identity, prompt, sorted(candidates)], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def load_items(path: str | Path) -> list[Item]:
+    """The items of a candidates file (JSONL with `prompt`, `candidates` and perhaps `prompt_id`), each once.
+
+    Half surrogate pairs, which no file of preferences could hold, become U+FFFD: so they are shown, and so stored.
+
+    Raises:
+        UserError: naming the row, if it has not 2 to 9 different candidates that are text.
+    """
+    items: dict[str, Item] = {}
+    changed = 0
+    for number, row in enumerate(read_jsonl(path, [("prompt", "candidates")], half_characters=True), start=1):
+        prompt, candidates = (_whole(row[name]) for name in ("prompt", "candidates"))
+        changed += [prompt, candidates] != [row["prompt"], row["candidates"]]
+        if not (isinstance(candidates, list) and all(isinstance(text, str) for text in candidates)):
+            raise UserError(f"{path}: row {number}: candidates: expected a list of texts")
+        different = len(set(candidates))
+        if not 2 <= len(candidates) <= MOST_CANDIDATES or different < len(candidates):
+            raise UserError(
+                f"{path}: row {number}: {len(candidates)} candidates, {different} of them different; "
+                f"people rank 2 to {MOST_CANDIDATES} different answers"
+            )
+        identity = prompt_id(row | {"prompt": prompt})
+        name = item_identity(identity, prompt, candidates)
+        items[name] = Item(name, identity, prompt, tuple(candidates))
+    if changed:
+        logger.warning("%s: %d rows held half a surrogate pair; it is shown and stored as U+FFFD", path, changed)
+    return list(items.values())
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _whole(one) for key, one in value.items()}
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else value
+
+
+@dataclass
+class Progress:
+    """What one annotator did, and what is left for them.
+
+    Args:
+        settled: tickets judged or skipped, in the order of their last line.
+        open: tickets shown and not settled; the last one is the one to show.
+    """
+
+    settled: dict[str, dict[str, Any]] = field(default_factory=dict)
+    open: dict[str, dict[str, Any]] = field(default_factory=dict)
+    before_undo: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def done(self, item_id: str) -> list[dict[str, Any]]:
+        """The settled events of an item, first showing first."""
+        return [event for event in self.settled.values() if event.get("item_id") == item_id]
+
+
+class Queue:
+    """Hands items to annotators and writes down what they decide.
+
+    Args:
+        items: what is to be judged.
+        log: where everything is kept.
+        settings: overlap and repeats.
+    """
+
+    def __init__(self, items: Sequence[Item], log: JudgementLog, settings: QueueSettings):
+        self.items = {item.item_id: item for item in items}
+        self.log, self.settings = log, settings
+        self._everyone: dict[str, Progress] = {}
+        self._followed = 0
+
+    def _progress(self) -> dict[str, Progress]:
+        """Everybody's progress; only what the log gained since the last call is replayed. Call it holding the log."""
+        events = self.log.read()
+        follow(events[self._followed :], self._everyone)
+        self._followed = len(events)
+        return self._everyone
+
+    def current(self, annotator: str) -> dict[str, Any] | None:
+        """The `shown` event of what the annotator has before them: an open one, else a new one; None at the end."""
+        with self.log:
+            everyone = self._progress()
+            mine = everyone.setdefault(annotator, Progress())
+            for event in reversed(mine.open.values()):
+                if event["item_id"] in self.items:
+                    return event
+            item, showing = self._next(annotator, everyone)
+            if item is None:
+                return None
+            return self.log.append(
+                {
+                    "event": "shown",
+                    "ticket": new_ticket(),
+                    "annotator": annotator,
+                    "annotator_kind": self.settings.annotator_kind,
+                    "item_id": item.item_id,
+                    "prompt_id": item.prompt_id,
+                    "showing": showing,
+                    "candidates": self.order(annotator, item, showing),
+                }
+            )
+
+    def order(self, annotator: str, item: Item, showing: int) -> list[str]:
+        """The candidates in this annotator's order; a second showing is never in the order of the first."""
+        orders: list[list[str]] = []
+        for number in range(showing + 1):
+            rng = random.Random(f"{self.settings.seed}:{annotator}:{item.item_id}:{number}")
+            order = rng.sample(item.candidates, len(item.candidates))
+            orders.append(order[1:] + order[:1] if order in orders else order)
+        return orders[-1]
+
+    def _next(self, annotator: str, everyone: dict[str, Progress]) -> tuple[Item | None, int]:
+        mine = everyone[annotator]
+        settled = [event["item_id"] for event in mine.settled.values()]
+        for name in settled[: max(0, len(settled) - self.settings.repeat_after + 1)]:
+            item = self.items.get(name)
+            if item and self.settings.repeats(item, annotator) and list(map(_is_judgement, mine.done(name))) == [True]:
+                return item, 1
+        waiting = self.waiting(annotator, everyone)
+        return (waiting[0], 0) if waiting else (None, 0)
+
+    def waiting(self, annotator: str, everyone: dict[str, Progress]) -> list[Item]:
+        """The items that this annotator has not seen and that still want a judgement, in the annotator's own order.
+
+        What a model judged still wants people, and the other way round.
+        """
+        taken: dict[str, set[str]] = {}
+        now = datetime.now(timezone.utc)
+        for name, progress in everyone.items():
+            claims = [one for one in progress.open.values() if now - datetime.fromisoformat(one["time"]) < CLAIM]
+            for event in [*filter(_is_judgement, progress.settled.values()), *claims]:
+                if event.get("annotator_kind") == self.settings.annotator_kind:
+                    taken.setdefault(event["item_id"], set()).add(name)
+        mine = everyone.get(annotator, Progress())
+        seen = {event.get("item_id") for event in [*mine.settled.values(), *mine.open.values()]}
+        wanted = [
+            item
+            for name, item in self.items.items()
+            if name not in seen and len(taken.get(name, ())) < self.settings.wanted(item)
+        ]
+        return sorted(wanted, key=lambda item: draw(self.settings.seed, "order", annotator, item.item_id))
+
+    def judge(self, annotator: str, ticket: str, ranks: Sequence[int], **details: Any) -> dict[str, Any]:
+        """Append the judgement of a showing. The same decision sent twice is written once.
+
+        Args:
+            ranks: smallest = best, equal = tie, one a candidate in the order shown; stored as competition ranks.
+            details: further columns (flags, note, seconds, guidelines).
+
+        Raises:
+            UserError: if the ticket is not this annotator's or the ranks are not one a candidate.
+        """
+        return self._settle(annotator, ticket, {"event": "judgement", "ranks": ranks, **details})
+
+    def skip(self, annotator: str, ticket: str, reason: str, **details: Any) -> dict[str, Any]:
+        """Append that the annotator could not judge a showing, and why."""
+        return self._settle(annotator, ticket, {"event": "skip", "reason": reason, **details})
+
+    def _settle(self, annotator: str, ticket: str, decision: dict[str, Any]) -> dict[str, Any]:
+        with self.log:
+            mine = self._progress().get(annotator, Progress())
+            shown = mine.open.get(ticket) or mine.settled.get(ticket)
+            item = shown and self.items.get(shown["item_id"])
+            if not item:
+                raise UserError("this item is no longer open; reload the page")
+            candidates = shown["candidates"]
+            if "ranks" in decision:
+                ranks = decision["ranks"]
+                if len(ranks) != len(candidates) or not all(type(rank) is int and rank >= 1 for rank in ranks):
+                    raise UserError(f"ranks: expected {len(candidates)} whole numbers from 1, found {ranks!r:.80}")
+                decision["ranks"] = competition_ranks(ranks)
+            earlier = mine.settled.get(ticket, {})
+            same = ("event", "ranks", "reason", "flags", "note")
+            if earlier and all(earlier.get(key) == decision.get(key) for key in same):
+                return earlier
+            keys = ("ticket", "annotator", "annotator_kind", "item_id", "prompt_id", "showing")
+            kept = {key: shown[key] for key in keys}
+            return self.log.append(kept | {"prompt": item.prompt, "candidates": candidates} | decision)
+
+    def undo(self, annotator: str) -> dict[str, Any] | None:
+        """Take the annotator's last standing decision back, so that its item is open again; None if there is none."""
+        with self.log:
+            mine = self._progress().get(annotator, Progress())
+            last = next((one for one in reversed(mine.settled.values()) if one["item_id"] in self.items), None)
+            if last is None:
+                return None
+            return self.log.append({"event": "undo", "ticket": last["ticket"], "annotator": annotator})
+
+    def summary(self, annotator: str) -> dict[str, Any]:
+        """Progress of one annotator: items done, left and skipped, items per hour, seconds of the last items."""
+        with self.log:
+            everyone = self._progress()
+            mine = everyone.setdefault(annotator, Progress())
+            judged = [event for event in mine.settled.values() if _is_judgement(event)]
+            left = len(self.waiting(annotator, everyone)) + len(mine.open)
+        seconds = [event["seconds"] for event in judged[-20:] if event.get("seconds")]
+        mean = sum(seconds) / len(seconds) if seconds else None
+        return {
+            "judged": len(judged),
+            "skipped": len(mine.settled) - len(judged),
+            "left": left,
+            "seconds_per_item": round(mean, 1) if mean else None,
+            "items_per_hour": round(3600 / mean) if mean else None,
+        }
+
+    def draft(self, annotator: str, ticket: str) -> dict[str, Any] | None:
+        """What the annotator had decided on a showing that was taken back, to start from."""
+        with self.log:
+            return self._progress().get(annotator, Progress()).before_undo.get(ticket)
+
+
+def _is_judgement(event: dict[str, Any]) -> bool:
+    return event.get("event") == "judgement"
+
+
+def follow(events: Iterable[dict[str, Any]], everyone: dict[str, Progress]) -> None:
+    """Replay events into each annotator's settled and open tickets."""
+    for event in events:
+        ticket = event.get("ticket")
+        if ticket is None:
+            continue
+        mine = everyone.setdefault(event["annotator"], Progress())
+        kind = event["event"]
+        if kind == "shown":
+            mine.open[ticket] = event
+        elif kind in ("judgement", "skip"):
+            mine.open.pop(ticket, None)
+            mine.settled.pop(ticket, None)
+            mine.settled[ticket] = event
+        elif kind == "undo" and ticket in mine.settled:
+            taken_back = mine.settled.pop(ticket)
+            mine.open[ticket] = mine.before_undo[ticket] = taken_back

@@ -1,0 +1,175 @@
+"""From judgement logs to a preference dataset, with its card: pairs split by prompt, in either of TRL's forms."""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from ..core.errors import UserError
+from ..core.files import write_text
+from ..core.stage import Stage
+from ..data.chat import as_turn, split_by_prompt, to_text, to_turns
+from ..data.jsonl import write_jsonl
+from .judgement_log import JudgementLog, standing_events
+
+
+Form = Literal["given", "standard", "conversational"]
+FILES = {"train": "preferences_train.jsonl", "eval": "preferences_eval.jsonl"}
+
+
+def read_logs(files: Sequence[str], stage: Stage) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The standing judgements and skips of several logs.
+
+    Raises:
+        UserError: if a log is missing, or if none of them holds a judgement.
+    """
+    for file in files:
+        parts = Path(file).parts
+        if parts[0] == "annotations" and len(parts) > 2 and not Path(file).exists():
+            hint = f"make rank RECIPE={parts[1]} ANNOTATOR=your-name"
+            raise UserError(f"{file}: no such log; rank some items first: `{hint}`")
+    standing = [event for file in files for event in standing_events(JudgementLog(stage.add_input(file)).read())]
+    skips = [event for event in standing if event.get("event") == "skip"]
+    judgements = [event for event in standing if event.get("event", "judgement") == "judgement"]
+    if not judgements:
+        raise UserError(f"{', '.join(files)}: no judgement that stands; rank some items first (`make rank`)")
+    return judgements, skips
+
+
+def make_preferences(
+    judgements: Iterable[dict[str, Any]], form: Form, held_out_share: float, seed: int
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int]]:
+    """Train and eval pairs, no prompt in both, and what was left out.
+
+    Args:
+        judgements: standing judgements; second showings of an item are left out, they only measure consistency.
+        form: `given` keeps prompts as they are, `standard` makes text of them, `conversational` turns.
+        held_out_share: share of the prompts whose pairs go to `eval`.
+
+    Returns:
+        `tuple`: split name -> rows (`prompt, chosen, rejected, margin, prompt_id, annotator`), and the counts
+        `tied_pairs` and `repeated_judgements`.
+    """
+    judgements = list(judgements)
+    first = [one for one in judgements if not one.get("showing")]
+    pairs, ties = preference_pairs(first)
+    held_out = split_by_prompt([pair["prompt_id"] for pair in pairs], held_out_share, seed)
+    splits: dict[str, list[dict[str, Any]]] = {name: [] for name in FILES}
+    for pair, out in zip(pairs, held_out, strict=True):
+        splits["eval" if out else "train"].append(in_form(pair, form))
+    return splits, {"tied_pairs": ties, "repeated_judgements": len(judgements) - len(first)}
+
+
+def in_form(pair: dict[str, Any], form: Form) -> dict[str, Any]:
+    """A pair with prompt and answers as text (`standard`) or as turns (`conversational`)."""
+    prompt, chosen, rejected = (pair[name] for name in ("prompt", "chosen", "rejected"))
+    if form == "standard" and not isinstance(prompt, str):
+        return pair | {"prompt": to_text(prompt), "chosen": chosen[-1]["content"], "rejected": rejected[-1]["content"]}
+    if form == "conversational" and isinstance(prompt, str):
+        answers = {"chosen": chosen, "rejected": rejected}
+        turns = {name: [{"role": "assistant", "content": text}] for name, text in answers.items()}
+        return pair | {"prompt": to_turns(prompt)} | turns
+    return pair
+
+
+def write_dataset(
+    splits: dict[str, list[dict[str, Any]]], analysis: dict[str, Any], licence: str, language: list[str], folder: Path
+) -> None:
+    """Write the pairs, `agreement.json` and the card; `datasets.load_dataset(folder)` loads them."""
+    for name, rows in splits.items():
+        write_jsonl(folder / FILES[name], rows)
+    write_text(folder / "agreement.json", json.dumps(analysis, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "README.md", card(splits, analysis, licence, language))
+
+
+def guidelines_of(judgements: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Hash of the guidelines -> how many judgements followed them."""
+    return dict(Counter(one["guidelines"] for one in judgements if one.get("guidelines")))
+
+
+def card(splits: dict[str, list[dict[str, Any]]], analysis: dict[str, Any], licence: str, language: list[str]) -> str:
+    """The dataset card: who judged, how far they agree, by which guidelines, under which licence."""
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    used = [name for name, rows in splits.items() if rows]
+    names = {"train": "train", "eval": "test"}
+    data = DatasetCardData(
+        license=licence,
+        language=language,
+        task_categories=["reinforcement-learning"],
+        tags=["preference", "rlhf", "trl", "sandan"],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": names[name], "path": FILES[name]} for name in used],
+            }
+        ],
+    )
+    rows = [
+        f"| {one['annotator']} | {one['kind']} | {one['judgements']:,} | {share(one['agreement'])} "
+        f"| {share(one['self_consistency'])} | {'; '.join(one['remarks']) or '–'} |"
+        for one in analysis["annotators"]
+    ]
+    guidelines = [f"- `{name}`: {count:,} judgements" for name, count in analysis["guidelines"].items()]
+    body = [
+        "# Preferences",
+        f"{analysis['judgements']:,} rankings by {len(rows)} annotators, as pairs: "
+        + ", ".join(f"{len(splits[name]):,} in `{names[name]}`" for name in used)
+        + f". No prompt is in both. {analysis['tied_pairs']:,} tied pairs and "
+        f"{analysis['skipped']:,} skipped items are left out.",
+        "`margin` is the difference of the two ranks. Columns: `prompt, chosen, rejected, margin, prompt_id, annotator`.",
+        "## Agreement",
+        "\n".join(
+            [
+                f"- two annotators order a pair alike: {share(analysis['pairwise_agreement'])}",
+                f"- Krippendorff's alpha (ordinal): {number(analysis['krippendorff_alpha'])}",
+                f"- the same annotator, the item shown again: {share(analysis['self_consistency'])}",
+                f"- the upper of two answers wins (0.5 without bias): {share(analysis['position_bias'])}",
+            ]
+        ),
+        "## Annotators",
+        "| annotator | kind | judgements | agrees with others | with themselves | remarks |\n|---|---|--:|--:|--:|---|\n"
+        + "\n".join(rows),
+        "## Guidelines",
+        "\n".join(guidelines) or "None were recorded.",
+    ]
+    return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"))
+
+
+def share(found: dict[str, float] | None) -> str:
+    """`73.3% (72.1–74.5%)`, or what to write where nothing was measured."""
+    return f"{found['mean']:.1%} ({100 * found['low']:.1f}–{found['high']:.1%})" if found else "not measured"
+
+
+def number(found: dict[str, float] | None) -> str:
+    """`0.61 (0.58–0.64)`, or what to write where nothing was measured."""
+    return f"{found['mean']:.2f} ({found['low']:.2f}–{found['high']:.2f})" if found else "not measured"
+
+
+def preference_pairs(judgements: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """All ordered pairs of each judgement as `{prompt, chosen, rejected, margin, prompt_id, annotator}`, and the number of ties.
+
+    `margin` is the difference of the ranks. Answers to a conversation become an assistant turn.
+    """
+    pairs, ties = [], 0
+    for judgement in judgements:
+        prompt = judgement["prompt"]
+        ranked = zip(judgement["candidates"], judgement["ranks"], strict=True)
+        for (one, one_rank), (other, other_rank) in itertools.combinations(ranked, 2):
+            if one_rank == other_rank:
+                ties += 1
+                continue
+            chosen, rejected = (one, other) if one_rank < other_rank else (other, one)
+            pairs.append(
+                {
+                    "prompt": prompt,
+                    "chosen": as_turn(prompt, chosen),
+                    "rejected": as_turn(prompt, rejected),
+                    "margin": abs(one_rank - other_rank),
+                    "prompt_id": judgement["prompt_id"],
+                    "annotator": judgement["annotator"],
+                }
+            )
+    return pairs, ties

@@ -1,0 +1,286 @@
+"""The ranking page: one Gradio component whose script talks to the queue, served on this machine only.
+
+The page holds what a person may see: prompt, answers, guidelines, the person's own progress. Everything a model wrote
+leaves the server as JSON and enters the document as text nodes; a content security policy keeps every request, and so
+whatever a candidate contains, on the page's own server.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import UserError
+from .item_queue import Item, Queue
+from .judgement_log import check_annotator
+
+
+if TYPE_CHECKING:
+    import gradio
+
+logger = logging.getLogger(__name__)
+
+FLAGS = ("harmful", "wrong", "off_topic", "broken")
+REASONS = ("cannot_judge", "all_bad", "unclear", "offensive")
+NOTE_CHARACTERS = 2000
+LANGUAGES = ("en", "ja")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; object-src 'none'; frame-src 'none'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
+
+
+@dataclass(frozen=True)
+class Guidelines:
+    """What annotators are asked to do: its source, and the hash by which each judgement names it."""
+
+    text: str
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
+
+    @property
+    def html(self) -> str:
+        """CommonMark without raw HTML and without images, which could be requests."""
+        from markdown_it import MarkdownIt
+
+        return MarkdownIt("commonmark", {"html": False}).disable("image").render(self.text)
+
+
+def asset(name: str) -> str:
+    """Text of a file that comes with the package."""
+    return (resources.files(__package__) / "assets" / name).read_text(encoding="utf-8")
+
+
+def load_guidelines(path: str | None) -> dict[str, Guidelines]:
+    """Language -> guidelines: the file for both, or those that come with the package.
+
+    Raises:
+        UserError: if the file is missing or not UTF-8.
+    """
+    if path is None:
+        return {language: Guidelines(asset(f"guidelines.{language}.md")) for language in LANGUAGES}
+    try:
+        own = Guidelines(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: guidelines_file cannot be read as UTF-8 text ({error})") from None
+    return dict.fromkeys(LANGUAGES, own)
+
+
+def keep_guidelines(guidelines: dict[str, Guidelines], folder: Path) -> None:
+    """Write each version beside the log, as `guidelines-<hash>.md`, so that a hash can always be read again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in guidelines.values():
+        path = folder / f"guidelines-{one.hash}.md"
+        if not path.exists():
+            path.write_text(one.text, encoding="utf-8")
+
+
+class Desk:
+    """What the page asks of the server, as plain functions of JSON: testable without a browser.
+
+    Args:
+        queue: the items and the log.
+        guidelines: language -> text.
+        next_command: what to run when everything is judged.
+    """
+
+    def __init__(self, queue: Queue, guidelines: dict[str, Guidelines], next_command: str):
+        self.queue, self.guidelines, self.next_command = queue, guidelines, next_command
+
+    def open_item(self, annotator: str, data: dict[str, Any]) -> dict[str, Any]:
+        """The item before this annotator and everything the page shows around it."""
+        shown = self.queue.current(annotator)
+        language = data.get("language") if data.get("language") in LANGUAGES else "en"
+        text = self.guidelines[language]
+        return {
+            "item": shown and self._item(annotator, shown),
+            "progress": self.queue.summary(annotator),
+            "guidelines": {"hash": text.hash, "html": text.html},
+            "next_command": self.next_command,
+        }
+
+    def _item(self, annotator: str, shown: dict[str, Any]) -> dict[str, Any]:
+        item: Item = self.queue.items[shown["item_id"]]
+        turns = [{"role": "user", "content": item.prompt}] if isinstance(item.prompt, str) else item.prompt
+        draft = self.queue.draft(annotator, shown["ticket"]) or {}
+        return {
+            "ticket": shown["ticket"],
+            "turns": [{"role": turn["role"], "content": turn["content"]} for turn in turns],
+            "candidates": shown["candidates"],
+            "draft": {key: draft[key] for key in ("ranks", "flags", "note", "seconds") if draft.get(key)},
+        }
+
+    def judge_item(self, annotator: str, data: dict[str, Any]) -> dict[str, Any]:
+        """Write a ranking down and open the next item."""
+        ranks = data.get("ranks")
+        if not isinstance(ranks, list):
+            raise UserError("ranks: expected a list")
+        flags = self._flags(data.get("flags"), len(ranks))
+        self.queue.judge(annotator, str(data.get("ticket")), ranks, flags=flags, **self._about(data))
+        return self.open_item(annotator, data) | {"message": "saved"}
+
+    def skip_item(self, annotator: str, data: dict[str, Any]) -> dict[str, Any]:
+        """Write down that the item cannot be judged and open the next one."""
+        if data.get("reason") not in REASONS:
+            raise UserError(f"reason: expected one of {', '.join(REASONS)}")
+        self.queue.skip(annotator, str(data.get("ticket")), data["reason"], **self._about(data))
+        return self.open_item(annotator, data) | {"message": "skipped_it"}
+
+    def undo_last(self, annotator: str, data: dict[str, Any]) -> dict[str, Any]:
+        """Reopen the annotator's last item."""
+        undone = self.queue.undo(annotator)
+        message = "undone" if undone else "nothing_to_undo"
+        return self.open_item(annotator, data) | {"message": message, "reopened": bool(undone)}
+
+    def _about(self, data: dict[str, Any]) -> dict[str, Any]:
+        seconds, known = data.get("seconds"), [one.hash for one in self.guidelines.values()]
+        if data.get("guidelines") not in known:
+            raise UserError("the guidelines have changed; reload the page")
+        return {
+            "note": str(data.get("note") or "")[:NOTE_CHARACTERS].encode("utf-8", "replace").decode(),
+            "seconds": round(float(seconds), 2) if isinstance(seconds, (int, float)) and 0 < seconds < 86400 else None,
+            "guidelines": data["guidelines"],
+        }
+
+    @staticmethod
+    def _flags(flags: Any, count: int) -> list[list[str]]:
+        if not isinstance(flags, list) or len(flags) != count or not all(isinstance(one, list) for one in flags):
+            raise UserError(f"flags: expected {count} lists")
+        return [[flag for flag in FLAGS if flag in one] for one in flags]
+
+
+class PolicyMiddleware:
+    """ASGI middleware: every answer carries the content security policy."""
+
+    def __init__(self, app: Callable):
+        self.app = app
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        async def send_with_policy(message: dict) -> None:
+            if message["type"] == "http.response.start":
+                headers = {b"content-security-policy": POLICY.encode(), b"referrer-policy": b"no-referrer"}
+                message["headers"] = [*message.get("headers", ()), *headers.items()]
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
+
+
+def build_page(desk: Desk, annotator: str | None) -> "gradio.Blocks":
+    """The Gradio app around [`Desk`].
+
+    Args:
+        desk: answers the page's calls.
+        annotator: whose page opens if its address names nobody; with a login, the login's name goes before both.
+    """
+    import gradio
+
+    settings = {
+        "strings": json.loads(asset("strings.json")),
+        "annotator": annotator,
+        "flags": FLAGS,
+        "reasons": REASONS,
+        "note_characters": NOTE_CHARACTERS,
+    }
+
+    def handler(action: Callable[[str, dict[str, Any]], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+        def answer(data: dict[str, Any], request: gradio.Request) -> dict[str, Any]:
+            try:
+                return action(check_annotator(login(blocks, request) or data.get("annotator")), data)
+            except UserError as error:
+                return {"error": str(error)}
+
+        answer.__name__ = action.__name__
+        return answer
+
+    with gradio.Blocks(title="sandan", fill_width=True, analytics_enabled=False) as blocks:
+        gradio.HTML(
+            value=json.dumps(settings),
+            html_template="<div class='sandan'></div><div data-settings hidden>${value}</div>",
+            js_on_load=asset("page.js"),
+            apply_default_css=False,
+            server_functions=[
+                handler(one) for one in (desk.open_item, desk.judge_item, desk.skip_item, desk.undo_last)
+            ],
+        )
+    return blocks
+
+
+def login(blocks: "gradio.Blocks", request: Any) -> str | None:
+    """The name that the request's cookie was given at the login, None without one."""
+    cookie = blocks.app.cookie_id
+    tokens = (request.cookies.get(f"{kind}-{cookie}") for kind in ("access-token", "access-token-unsecure"))
+    return next((blocks.app.tokens[token] for token in tokens if token in blocks.app.tokens), None)
+
+
+def serve(
+    blocks: "gradio.Blocks", host: str, port: int | None, accounts: Sequence[tuple[str, str]], block: bool = True
+) -> str:
+    """Serve the page until interrupted.
+
+    Args:
+        host: the address to listen at.
+        port: None takes the first free one from 7860.
+        accounts: names and passwords; needed for every host but loopback.
+        block: return the page's address at once if false.
+
+    Raises:
+        UserError: if the host is not loopback and there are no accounts, or the port is taken.
+    """
+    import gradio
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    if host not in LOOPBACK and not accounts:
+        raise UserError(
+            f"host: {host} can be reached from outside; give --auth and set SANDAN_AUTH=name:password,name:password"
+        )
+    middleware = [Middleware(PolicyMiddleware)]
+    if host in LOOPBACK:
+        # A page on the web that points its own name at this machine (DNS rebinding) is turned away.
+        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"]))
+    else:
+        logger.warning("warning: %s listens beyond this machine, without TLS; whoever has a password can judge", host)
+    try:
+        _, address, _ = blocks.launch(
+            server_name=host,
+            server_port=port,
+            auth=list(accounts) or None,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            ssr_mode=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            pwa=False,
+            footer_links=[],
+            max_file_size=1,
+            app_kwargs={"middleware": middleware},
+            theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            head=f"<style>{asset('page.css')}</style>",
+        )
+    except OSError:
+        raise UserError(f"port: {port or '7860 to 7959'}: taken by another program; give another --port") from None
+    if block:
+        blocks.block_thread()
+    return address
+
+
+def accounts_from_environment() -> list[tuple[str, str]]:
+    """Names and passwords in `SANDAN_AUTH` (`name:password,name:password`), which no command line or file shows.
+
+    Raises:
+        UserError: if the variable is missing or not of that form.
+    """
+    accounts = [tuple(entry.partition(":")[::2]) for entry in os.environ.get("SANDAN_AUTH", "").split(",")]
+    if not all(name and password for name, password in accounts):
+        raise UserError("auth: set the environment variable SANDAN_AUTH=name:password,name:password")
+    return [(check_annotator(name), password) for name, password in accounts]

@@ -1,0 +1,113 @@
+"""One report of a whole recipe: `report.json`, one self-contained `report.html` and a table for the terminal.
+
+Everything comes from the `result.json` of each stage, so the three can not disagree.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ..core.chain import CHAIN
+from ..core.errors import UserError
+from ..core.files import write_text
+from ..core.stage import RESULT, Stage, read_result
+from ..data.jsonl import read_jsonl
+from ..ppo.diagnosis import findings, is_long_enough
+from .checks import lineage_check, run_checks, stale_inputs
+from .figures import finite
+from .page import render_html
+from .terminal import render_table
+
+
+logger = logging.getLogger(__name__)
+
+
+def write_report(recipe_dir: Path, stage: Stage) -> dict[str, Any]:
+    """Write `report.json` and `report.html` into the stage's folder and log the table.
+
+    Args:
+        recipe_dir: where the stage folders lie, e.g. `outputs/tiny`.
+        stage: the report stage; every other stage's result becomes one of its inputs.
+
+    Returns:
+        `dict`: what `report.json` holds.
+
+    Raises:
+        UserError: if the evaluation has not been run, or a file is broken.
+    """
+    folder = recipe_dir / "evaluate"
+    read_result(folder)
+    comparison = _read_json(folder / "comparison.json")
+    samples_path = folder / "samples.jsonl"
+    samples = read_jsonl(samples_path) if samples_path.is_file() and samples_path.stat().st_size else []
+    names = [name for name in CHAIN if name != "report" and (recipe_dir / name / RESULT).is_file()]
+    results = {name: read_result(recipe_dir / name) for name in names}
+    for name in names:
+        stage.add_input(recipe_dir / name)
+    logs = {name: recipe_dir / name / "trainer_state.json" for name in names}
+    histories = {name: _read_json(path)["log_history"] for name, path in logs.items() if path.is_file()}
+
+    details = {
+        (name, file): _read_json(recipe_dir / name / file)
+        for name, file in (("preferences", "agreement.json"), ("reward", "diagnostics.json"))
+        if (recipe_dir / name / file).is_file()
+    }
+    report = build_report(stage.recipe, results, comparison, recipe_dir, histories.get("ppo", []))
+    text = json.dumps(finite(report), indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(stage.output_dir / "report.json", text + "\n")
+    write_text(stage.output_dir / "report.html", render_html(report, histories, samples, details))
+    logger.info("%s\nreport: %s", render_table(report, samples), stage.output_dir / "report.html")
+    return report
+
+
+def build_report(
+    recipe: str,
+    results: dict[str, dict[str, Any]],
+    comparison: list[dict[str, Any]],
+    recipe_dir: Path,
+    ppo_history: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """Everything that `report.json` holds, from each stage's `result.json` and the evaluation's comparison.
+
+    Args:
+        ppo_history: the log history of PPO; `watch` is what it shows, None if it is too short to show anything.
+    """
+    kept = ("metrics", "wall_seconds", "device", "seed", "finished")
+    lineage = {name: result["inputs"] for name, result in results.items()}
+    stale = stale_inputs(lineage, recipe_dir)
+    measured = run_checks({name: result["metrics"] for name, result in results.items()}, comparison)
+    # An intact lineage alone shows nothing about the models.
+    passed = bool(measured) and all(check["passed"] for check in measured) and not any(stale.values())
+    versions: dict[str, list[str]] = {}
+    for result in results.values():
+        for package, version in result["versions"].items():
+            versions[package] = sorted({*versions.get(package, []), version})
+    return {
+        "recipe": recipe,
+        "passed": passed,
+        "checks": measured + lineage_check(lineage, stale),
+        "stages": {name: {key: result[key] for key in kept} for name, result in results.items()},
+        "comparison": comparison,
+        "watch": [dataclasses.asdict(one) for one in findings(ppo_history)] if is_long_enough(ppo_history) else None,
+        "versions": {package: ", ".join(found) for package, found in versions.items()},
+        "lineage": lineage,
+        "stale": stale,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        command = f"make {path.parent.name} RECIPE={path.parent.parent.name}"
+        raise UserError(f"{path}: not there; run `{command}` again") from None
+    except ValueError as error:
+        raise UserError(f"{path}: broken ({error}); run that stage again") from None
+
+
+# ------------------------------------------------------------------------------------------------------------- page

@@ -1,0 +1,78 @@
+"""The checks that a recipe must pass."""
+
+from pathlib import Path
+from typing import Any
+
+from ..core.files import sha256
+from ..core.stage import RESULT
+from .figures import MODELS, is_number
+
+
+def run_checks(metrics: dict[str, dict[str, Any]], comparison: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the recipe must have reached. A check whose figures are missing is not listed.
+
+    Args:
+        metrics: stage -> its metrics.
+        comparison: one row per model.
+
+    Returns:
+        `list[dict]`: `name`, `passed` and `detail` (the figures) of each check.
+    """
+    rows = {row["model"]: row for row in comparison}
+    base, sft, ppo = (rows.get(model, {}) for model in MODELS)
+    reward, pretrain, tuned = (metrics.get(name, {}) for name in ("reward", "pretrain", "sft"))
+    checks: list[dict[str, Any]] = []
+
+    def check(name: str, low: Any, high: Any, detail: str) -> None:
+        if is_number(low) and is_number(high):
+            detail = detail.format(low=f"{low:.3g}", high=f"{high:.3g}", sign="<" if low < high else "≥")
+            checks.append({"name": name, "passed": low < high, "detail": detail})
+
+    if any(is_number(row.get("oracle/score")) for row in comparison):
+        detail = "oracle score, 95% intervals: {0} at most {{low}} {{sign}} {1} at least {{high}}"
+        ends = base.get("oracle/score_high"), sft.get("oracle/score_low")
+        check("SFT above base", *ends, detail.format("base", "SFT"))
+        ends = sft.get("oracle/score_high"), ppo.get("oracle/score_low")
+        check("PPO above SFT", *ends, detail.format("SFT", "PPO"))
+        detail = "oracle score of the reward model's choice: one answer {low} {sign} best of eight {high}"
+        check("best of 8 above best of 1", reward.get("best_of_n/1"), reward.get("best_of_n/8"), detail)
+    else:
+        detail = "loss on unseen rows: after {low} {sign} before {high}"
+        check("SFT lowers the loss", tuned.get("eval_loss"), tuned.get("eval_loss_before"), detail)
+        detail = "accuracy on unseen pairs: chance {low} {sign} at least {high} (95% interval)"
+        check("reward model above chance", 0.5, reward.get("eval_accuracy_low"), detail)
+        detail = "reward model's score on unseen prompts: SFT {low} {sign} PPO {high}"
+        check("PPO above SFT", sft.get("reward_score"), ppo.get("reward_score"), detail)
+    detail = "bits per byte of unseen text: trained {low} {sign} untrained {high}"
+    ends = pretrain.get("eval_bits_per_byte"), pretrain.get("untrained_bits_per_byte")
+    check("pre-training learned", *ends, detail)
+    return checks
+
+
+def stale_inputs(lineage: dict[str, dict[str, str]], recipe_dir: Path) -> dict[str, list[str]]:
+    """Stage -> those of its inputs that are an earlier stage's `result.json` and have changed or gone since."""
+    return {
+        name: [
+            path
+            for path, digest in inputs.items()
+            if Path(path).name == RESULT and not _is_unchanged(Path(path), digest, recipe_dir)
+        ]
+        for name, inputs in lineage.items()
+    }
+
+
+def _is_unchanged(path: Path, digest: str, recipe_dir: Path) -> bool:
+    # Paths are recorded relative to where the stage ran; the recipe's folder may have been moved since.
+    if path.parent.parent.name == recipe_dir.resolve().name:
+        path = recipe_dir / path.parent.name / RESULT
+    return path.is_file() and sha256(path) == digest
+
+
+def lineage_check(lineage: dict[str, dict[str, str]], stale: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """The check that every stage used the results that are there now; empty if no stage used another's."""
+    count = sum(Path(path).name == RESULT for inputs in lineage.values() for path in inputs)
+    if not count:
+        return []
+    changed = [f"{name} used another version of {path}" for name, paths in stale.items() for path in paths]
+    detail = "; ".join(changed) if changed else f"sha256 of all {count} results of earlier stages unchanged"
+    return [{"name": "lineage", "passed": not changed, "detail": detail}]

@@ -1,0 +1,167 @@
+"""The figures of a report: their names, their groups and how they are written."""
+
+import math
+from typing import Any
+
+
+MODELS = {"base": "Base", "sft": "SFT", "ppo": "PPO"}
+
+
+# The name of every figure that readers meet: key (without its group's prefix) -> label.
+LABELS = {
+    "correct": "right in every respect",
+    "score": "mean of the four scores",
+    "helpful": "helpful",
+    "accurate": "accurate",
+    "safe": "safe",
+    "natural": "natural",
+    "reward_score": "reward model's score",
+    "kl_to_sft": "KL to SFT (nats per answer)",
+    "response_tokens": "answer length (tokens)",
+    "stopped_share": "answers that end by themselves",
+    "bits_per_byte": "bits per byte of unseen text",
+    "eval_bits_per_byte": "bits per byte of unseen text",
+    "untrained_bits_per_byte": "the same, untrained",
+    "eval_loss": "loss on unseen rows (nats per token)",
+    "eval_loss_before": "the same, before training",
+    "eval_accuracy": "accuracy on unseen pairs",
+    "ceiling_accuracy": "highest accuracy the labels allow",
+    "longer_answer_accuracy": "accuracy of “longer is better”",
+    "mean_margin": "mean margin, chosen over rejected",
+    "length_correlation": "correlation of score and length",
+    "human_agreement": "accuracy of one person for another",
+    "calibration_error": "mean error of its certainty",
+    "pairwise_agreement": "two rankers order a pair alike",
+    "krippendorff_alpha": "Krippendorff’s alpha, ordinal",
+    "self_consistency": "a ranker agrees with themselves",
+    "position_bias": "the upper of two answers wins",
+    "judgements": "judgements",
+    "tied_pairs": "tied pairs, left out",
+    "true_score_last": "true score, last evaluation",
+    "true_score_best": "true score, best evaluation",
+    "dropped_rows": "rows left out",
+    "parameters": "parameters",
+}
+
+
+GROUPS = {"New combinations": "oracle/", "Pretraining-only facts": "oracle_pretraining_only/"}
+
+
+SCORES = ("helpful", "accurate", "safe", "natural")
+
+
+SKILLS = ("grammar", "vocabulary", "common_sense", "context")
+
+
+PERCENTAGES = ("correct", "accuracy", "share", "agreement", "consistency", "bias")
+
+
+def comparison_table(comparison: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The table base | SFT | PPO as text.
+
+    Returns:
+        `tuple`: the models there are, and groups of `title` and `rows`; a row is its `label` and its `cells`, a cell
+        the figure and its 95% interval ("" if it has none).
+    """
+    by_model = {row["model"]: row for row in comparison}
+    models = [model for model in MODELS if model in by_model]
+    prefixes = tuple(GROUPS.values())
+    others = [key for key in LABELS if not key.startswith(("eval_", "untrained"))]
+    others += [key for key in dict.fromkeys(key for row in comparison for key in row) if key not in LABELS]
+    others = [key for key in others if not key.startswith(prefixes) and not key.endswith(("_low", "_high"))]
+    named = [(title, [prefix + name for name in ("correct", "score", *SCORES)]) for title, prefix in GROUPS.items()]
+    groups = []
+    for title, keys in [*named, ("Answers and text", others)]:
+        rows = [
+            {"label": label(key), "cells": [_cell(by_model[model], key) for model in models]}
+            for key in keys
+            if any(is_number(by_model[model].get(key)) for model in models)
+        ]
+        if rows:
+            groups.append({"title": title, "rows": rows})
+    return models, groups
+
+
+def _cell(row: dict[str, Any], key: str) -> tuple[str, str]:
+    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+    interval = f"{show(key, low)} – {show(key, high)}" if is_number(low) and is_number(high) else ""
+    return show(key, row.get(key)), interval
+
+
+def headline(report: dict[str, Any]) -> dict[str, Any]:
+    """The one result to remember: the same figure for base, SFT and PPO.
+
+    Returns:
+        `dict`: `text` ("29% → 61% → 97% ..."), `caption` and `steps`, each with `name`, `value`, `interval` and
+        `height` (0 to 1).
+    """
+    captions = {
+        "oracle/correct": "of the answers to new questions are right in every respect: "
+        "helpful, accurate, safe and natural",
+        "oracle/score": "mean of four scores of the answers to new questions: helpful, accurate, safe, natural",
+        "reward_score": "is what the reward model gives on average to answers to new questions",
+        "bits_per_byte": "bits per byte of unseen text",
+    }
+    rows = [row for model in MODELS for row in report["comparison"] if row["model"] == model]
+    for key, caption in captions.items():
+        values = [row.get(key) for row in rows]
+        if not values or not all(is_number(value) and math.isfinite(value) for value in values):
+            continue
+        # Shares rise from zero. A reward has no zero: there, the lowest step is a quarter of the highest.
+        low, high = (0.0, 1.0) if key.startswith("oracle") else (min(values), max(values))
+        floor = 0.0 if key.startswith("oracle") else 0.25
+        steps = [
+            {
+                "name": MODELS[row["model"]],
+                "value": f"{row[key]:.0%}" if key == "oracle/correct" else show(key, row[key]),
+                "interval": _cell(row, key)[1],
+                "height": floor + (1 - floor) * (row[key] - low) / ((high - low) or 1.0),
+            }
+            for row in rows
+        ]
+        text = " → ".join(step["value"] for step in steps)
+        return {"text": f"{text} {caption}", "caption": caption, "steps": steps}
+    return {"text": "nothing to compare", "caption": "There is nothing to compare yet.", "steps": []}
+
+
+def label(key: str) -> str:
+    """What readers call a metric."""
+    name = key.partition("/")[2] if key.startswith(tuple(GROUPS.values())) else key
+    return LABELS.get(name, name.replace("_", " "))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a metric is there; a NaN counts as there, so that no check passes for lack of it."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def show(key: str, value: Any) -> str:
+    """A metric as text: shares as percentages, everything else with three digits or so."""
+    if not is_number(value):
+        return "–" if value is None else str(value)
+    if key.removesuffix("_low").removesuffix("_high").endswith(PERCENTAGES) or key.startswith("minimal_pairs/"):
+        text = f"{value:.1%}"
+    elif isinstance(value, int) or abs(value) >= 1000:
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}" if 0 < abs(value) < 0.01 else f"{value:.2f}"
+    return text.replace("-", "−", 1) if value < 0 else text
+
+
+def show_duration(seconds: float) -> str:
+    """`3725.4` -> `1 h 2 min`; seconds are shown below ten minutes."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 10:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def finite(value: Any) -> Any:
+    """The same JSON with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

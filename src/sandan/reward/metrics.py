@@ -1,0 +1,197 @@
+"""What is reported of a reward model: accuracy beside its ceiling, length bias, and the best-of-n curve."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..core.bootstrap import bootstrap_interval
+from ..core.errors import UserError
+from ..core.stage import is_main_process
+from ..data.chat import prompt_id, text_of
+from ..models.rendering import encode_answers
+from ..models.score_scale import ScoreScale
+from ..models.scoring import score_rows
+from ..preference.agreement import Order, compare, interval, pairwise_agreement
+
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Their answers tell a mean to a few hundredths of a deviation.
+SCALE_PAIRS = 1000
+
+
+def init_head(head: "nn.Linear", seed: int) -> None:
+    """Draw the score head from N(0, 1/sqrt(d + 1)), as Stiennon et al. 2020 and Huang et al. 2024 (arXiv 2403.17031) do."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(head.weight.shape, generator=generator) / (head.in_features + 1) ** 0.5
+    with torch.no_grad():
+        head.weight.copy_(weight.to(head.weight))
+
+
+def pair_metrics(
+    chosen: Sequence[float],
+    rejected: Sequence[float],
+    chosen_tokens: Sequence[int],
+    rejected_tokens: Sequence[int],
+    groups: Sequence[str],
+) -> dict[str, float]:
+    """Held-out metrics of scored pairs.
+
+    Args:
+        chosen, rejected: scores, one a pair.
+        chosen_tokens, rejected_tokens: lengths in tokens; only their difference counts.
+        groups: the pairs' prompt ids; pairs of one prompt are resampled together.
+    """
+    margin = np.asarray(chosen) - np.asarray(rejected)
+    longer = np.asarray(chosen_tokens) - np.asarray(rejected_tokens)
+    accuracy, low, high = bootstrap_interval(margin > 0, groups)
+    longer_wins, longer_low, longer_high = bootstrap_interval(np.where(longer == 0, 0.5, longer > 0), groups)
+    varies = margin.std() > 0 and longer.std() > 0
+    return {
+        "eval_accuracy": accuracy,
+        "eval_accuracy_low": low,
+        "eval_accuracy_high": high,
+        "mean_margin": float(margin.mean()),
+        "length_correlation": float(np.corrcoef(margin, longer)[0, 1]) if varies else 0.0,
+        "longer_answer_accuracy": longer_wins,
+        "longer_answer_accuracy_low": longer_low,
+        "longer_answer_accuracy_high": longer_high,
+    }
+
+
+def evaluate_pairs(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[dict[str, Any]], oracle: str
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Score held-out preference rows: [`pair_metrics`] with the ceiling where there is an oracle, and [`diagnose`]."""
+    prompts = [row.get("prompt", [] if isinstance(row["chosen"], list) else "") for row in rows]
+    tokens = {
+        side: encode_answers(tokenizer, prompts, [text_of(row[side]) for row in rows])
+        for side in ("chosen", "rejected")
+    }
+    scores = {side: score_rows(model, tokenizer, ids) for side, ids in tokens.items()}
+    lengths = {side: list(map(len, ids)) for side, ids in tokens.items()}
+    groups = [prompt_id({"prompt": prompt, **row}) for prompt, row in zip(prompts, rows, strict=True)]
+    metrics = pair_metrics(scores["chosen"], scores["rejected"], lengths["chosen"], lengths["rejected"], groups)
+    margins = np.subtract(scores["chosen"], scores["rejected"])
+    diagnosis = diagnose(margins, np.subtract(lengths["chosen"], lengths["rejected"]), groups, rows)
+    metrics["calibration_error"] = diagnosis["calibration_error"]
+    if human := diagnosis["human_agreement"]:
+        metrics |= {
+            f"human_agreement{end}": human[key] for end, key in (("", "mean"), ("_low", "low"), ("_high", "high"))
+        }
+    if oracle == "world":
+        from ..world.oracle import judge
+
+        metrics["ceiling_accuracy"] = ceiling_accuracy(rows, judge)
+    return metrics, diagnosis
+
+
+def diagnose(
+    margins: np.ndarray, longer: np.ndarray, groups: Sequence[str], rows: Sequence[dict[str, Any]], bins: int = 10
+) -> dict[str, Any]:
+    """Where a reward model is right and how sure it may be.
+
+    Args:
+        margins: score of the chosen minus that of the rejected answer, one a pair.
+        longer: tokens by which the chosen answer is longer.
+        groups: prompt ids; pairs of one prompt are resampled together.
+        rows: the pairs; `annotator` and `margin` (difference of ranks) are used where they are there.
+        bins: points of the calibration curve, each of equally many pairs.
+
+    Returns:
+        `dict`, JSON types only; accuracies come as `mean`, `low`, `high`, `count`:
+        `calibration`: `confidence` (the model's own probability sigmoid(|margin|) that it is right) and accuracy;
+        `calibration_error`: mean distance of the two; `by_annotator`; `by_rank_difference`; `by_length` (the chosen
+        answer is `longer`, `shorter`, of the `same` length); `human_agreement`: how often two people who judged the same
+        two of these answers agree, which is what a person would reach as a reward model. None where nobody overlaps.
+    """
+    right = np.where(margins == 0, 0.5, margins > 0)
+    confidence = 1 / (1 + np.exp(-np.abs(margins)))
+    groups = np.asarray(groups)
+
+    def accuracy(where: np.ndarray) -> dict[str, float] | None:
+        return interval(right[where], groups[where])
+
+    def split(values: Sequence[Any]) -> dict[str, Any]:
+        values = np.asarray(values)
+        return {str(value): accuracy(values == value) for value in np.unique(values)}
+
+    parts = [part for part in np.array_split(np.argsort(confidence, kind="stable"), bins) if len(part)]
+    curve = [{"confidence": float(confidence[part].mean()), **accuracy(part)} for part in parts]
+    error = sum(one["count"] * abs(one["confidence"] - one["mean"]) for one in curve) / len(margins)
+    known = [row for row in rows if row.get("annotator")]
+    orders = [
+        Order(group, row["annotator"], text_of(row["chosen"]), text_of(row["rejected"]))
+        for group, row in zip(groups.tolist(), rows, strict=True)
+        if row.get("annotator")
+    ]
+    return {
+        "calibration": curve,
+        "calibration_error": float(error),
+        "by_annotator": split([row["annotator"] for row in rows]) if len(known) == len(rows) else {},
+        "by_rank_difference": split([row["margin"] for row in rows]) if all("margin" in row for row in rows) else {},
+        "by_length": split(np.where(longer > 0, "longer", np.where(longer < 0, "shorter", "same"))),
+        "human_agreement": pairwise_agreement(compare(orders)),
+    }
+
+
+def ceiling_accuracy(rows: Sequence[dict[str, Any]], judge: Callable[[Any, str], Any]) -> float:
+    """Accuracy on these noisy pairs of someone who knows the truth; pairs of truly equal answers count half."""
+
+    def order(row: dict[str, Any]) -> float:
+        chosen, rejected = (judge(row["prompt"], text_of(row[side])).score for side in ("chosen", "rejected"))
+        return 0.5 if chosen == rejected else float(chosen > rejected)
+
+    return float(np.mean([order(row) for row in rows]))
+
+
+def store_scale(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Iterable[dict[str, Any]], folder: Path
+) -> dict[str, float]:
+    """Measure the scale of a reward model over the answers of preference pairs, and keep it in the saved model.
+
+    In the chain these answers are samples of the SFT model, where PPO begins: its mean score is then 0.
+
+    Args:
+        rows: the first `SCALE_PAIRS` are used.
+        folder: where the model was saved; beside it, in `adapter/`, its adapter.
+
+    Returns:
+        `score_mean` and `score_deviation`, of raw scores.
+    """
+    rows = list(itertools.islice(rows, SCALE_PAIRS))
+    prompts = [row.get("prompt", [] if isinstance(row["chosen"], list) else "") for row in rows]
+    answers = [text_of(row[side]) for side in ("chosen", "rejected") for row in rows]
+    ids = {tuple(row) for row in encode_answers(tokenizer, prompts * 2, answers)}
+    scale = ScoreScale.measured(score_rows(model, tokenizer, sorted(ids)))
+    scale.store(model.config)
+    if is_main_process():
+        for saved in (folder, folder / "adapter"):
+            if saved.is_dir():
+                model.config.save_pretrained(saved)
+    return {"score_mean": scale.mean, "score_deviation": scale.deviation}
+
+
+def check_disjoint(train: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]) -> None:
+    """Raise [`UserError`] if a prompt, by its `prompt_id` or by its words, is in both splits: its answers would leak."""
+    for name in (prompt_id, _prompt_words):
+        shared = set(map(name, train)) & set(map(name, held_out)) - {None, ""}
+        if shared:
+            raise UserError(
+                f"eval_data_files: {len(shared):,} prompts are in the training pairs too; split by prompt, not by pair"
+            )
+
+
+def _prompt_words(row: dict[str, Any]) -> str | None:
+    # Without a prompt of its own, a pair of conversations holds it in all turns but the last.
+    chosen = row.get("chosen")
+    prompt = row.get("prompt", chosen[:-1] if isinstance(chosen, list) else None)
+    return json.dumps(prompt, ensure_ascii=False) if prompt else None

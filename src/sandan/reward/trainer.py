@@ -1,0 +1,236 @@
+"""`trl.RewardTrainer` for rankings: the pairs of a prompt share a batch, and each answer in it is run once.
+
+A ranking of K answers gives K(K-1)/2 pairs, so pairwise training runs every answer K-1 times, and once more for each
+further annotator. Keeping a prompt's pairs together, as InstructGPT does (arXiv 2203.02155, section 3.5), makes the
+repeats fall into one batch, where they cost nothing; the loss is that of `trl.RewardTrainer`. With a column `weight` it
+is InstructGPT's: see [`prompt_weights`].
+"""
+
+import functools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import chain
+from types import MethodType
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+from trl import RewardTrainer
+from trl.trainer.utils import pad
+
+from ..models.score_scale import ScoreScale
+from ..models.unpadded_attention import segments
+from ..training.unpadded_trainer import FlatTrainer
+
+
+class GroupedSampler(Sampler[int]):
+    """Row indices, group by group, the groups in an order that is a pure function of (seed, epoch).
+
+    Args:
+        groups: the group of each row.
+        lengths: of each row. If given, groups of like length follow each other, so that their batches have less padding:
+            each slice of about `sorted_rows` rows is sorted by the longest row, longest first.
+    """
+
+    sorted_rows = 4096
+
+    def __init__(self, groups: Sequence[Hashable], seed: int, lengths: Sequence[int] | None = None):
+        members: dict[Hashable, list[int]] = defaultdict(list)
+        for index, group in enumerate(groups):
+            members[group].append(index)
+        self.members, self.rows = list(members.values()), len(groups)
+        self.longest = lengths and [max(lengths[index] for index in group) for group in self.members]
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        order = torch.randperm(len(self.members), generator=generator).tolist()
+        if self.longest:
+            size = max(self.sorted_rows * len(self.members) // self.rows, 1)
+            slices = [order[start : start + size] for start in range(0, len(order), size)]
+            order = [group for one in slices for group in sorted(one, key=self.longest.__getitem__, reverse=True)]
+        for group in order:
+            yield from self.members[group]
+
+
+def prompt_weights(groups: Sequence[str]) -> list[float]:
+    """A weight for each pair, such that all pairs of a prompt count as one; their mean is 1.
+
+    InstructGPT (arXiv 2203.02155, eq. 1) divides a prompt's loss by its number of pairs K(K-1)/2: with nine answers a
+    prompt would else count 36 times as much as with two.
+    """
+    pairs = Counter(groups)
+    return [len(groups) / (len(pairs) * pairs[group]) for group in groups]
+
+
+class Remembering:
+    """A tokenizer that is asked for the same rows again and again: each answer of a ranking is in many pairs."""
+
+    max_rows = 1 << 16
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self.seen: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("tokenizer", "seen"):  # not there yet while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.tokenizer, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was seen is no part of what `datasets` knows a prepared dataset by.
+        return {"tokenizer": self.tokenizer, "seen": {}}
+
+    def __call__(self, **kwargs: Any) -> Any:
+        return self._once(self.tokenizer, **kwargs)
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
+        return self._once(self.tokenizer.apply_chat_template, conversation=conversation, **kwargs)
+
+    def _once(self, call: Callable[..., Any], /, **kwargs: Any) -> Any:
+        key = repr(kwargs)
+        if key not in self.seen:
+            if len(self.seen) == self.max_rows:
+                self.seen.clear()
+            self.seen[key] = call(**kwargs)
+        return self.seen[key]
+
+
+class GroupedRewardTrainer(FlatTrainer, RewardTrainer):
+    """[`trl.RewardTrainer`] that keeps rows of one `prompt_id` together and runs repeated answers once.
+
+    Training rows may have a column `weight`, by which their losses are multiplied.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # A model that was a reward model before has another scale from now on.
+        ScoreScale().store(self.model.config)
+        if self.flat:
+            score_segments(self._base_model())
+        self.data_collator = DistinctRows(
+            self.flat, self.model.config.get_text_config().pad_token_id, self.args.pad_to_multiple_of
+        )
+
+    def _flat_obstacle(self) -> str | None:
+        if not isinstance(self._base_model(), GenericForSequenceClassification):
+            return f"{type(self._base_model()).__name__} is not a decoder with transformers' common score head"
+        return super()._flat_obstacle()
+
+    def _prepare_dataset(self, dataset: Any, processing_class: PreTrainedTokenizerBase, *args: Any) -> Any:
+        return super()._prepare_dataset(dataset, Remembering(processing_class), *args)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if "weight" not in self._signature_columns:
+            self._signature_columns.append("weight")
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        # Trainer has dropped the column from the `train_dataset` it passes here, and would sort by a column `input_ids`.
+        by_length = self.args.train_sampling_strategy == "group_by_length"
+        grouped = "prompt_id" in (self.train_dataset.column_names or ())
+        if not (grouped or by_length):
+            return super()._get_train_sampler(train_dataset)
+        lengths = None
+        if by_length:
+            sides = (self.train_dataset[side] for side in ("chosen_ids", "rejected_ids"))
+            lengths = [max(map(len, pair)) for pair in zip(*sides, strict=True)]
+        groups = self.train_dataset["prompt_id"][:] if grouped else range(len(self.train_dataset))
+        return GroupedSampler(groups, self.args.seed, lengths)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
+        # Trainer's looks for a column `input_ids` to sort by.
+        by_length = self.args.train_sampling_strategy == "group_by_length"
+        return SequentialSampler(eval_dataset) if by_length else super()._get_eval_sampler(eval_dataset)
+
+    def compute_loss(
+        self,
+        model: PreTrainedModel,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """The pairwise loss of a batch of [`DistinctRows`]."""
+        rows, place = dict(inputs), inputs["place"]
+        pairs = {name: rows.pop(name) for name in ("weight", "margin") if name in rows}
+        del rows["place"]
+        tokens = rows["cu_seq_lens_q"].diff() if self.flat else rows["attention_mask"].sum(dim=1)
+
+        def run_once(**_: Any) -> Any:
+            outputs = model(**rows, use_cache=False)
+            outputs.logits = outputs.logits[place]
+            return outputs
+
+        weights = pairs.pop("weight", None)
+        # Of the mask, TRL takes nothing but how many tokens there are.
+        counted = pairs | {"attention_mask": tokens[place]}
+        loss, outputs = super().compute_loss(run_once, counted, True, num_items_in_batch)
+        if weights is not None:
+            chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
+            losses = -torch.nn.functional.logsigmoid(chosen - rejected - pairs.get("margin", 0.0))
+            loss = loss + ((weights.to(losses) - 1) * losses).mean()
+        return (loss, outputs) if return_outputs else loss
+
+
+class DistinctRows:
+    """Collates pairs so that each distinct row is there once.
+
+    A batch has `place` `(2 * pairs,)`, the row of each chosen answer, then of each rejected one; the rows `input_ids`
+    with what the model needs to read them, `(rows, seq)` padded or `(1, tokens)` flat; and `margin` and `weight`
+    `(pairs,)`, where the examples have them.
+
+    Args:
+        flat: whether rows follow each other without padding.
+        pad_token_id, pad_to_multiple_of: of padded rows.
+    """
+
+    def __init__(self, flat: bool, pad_token_id: int, pad_to_multiple_of: int | None = None):
+        self.flat, self.pad_token_id, self.pad_to_multiple_of = flat, pad_token_id, pad_to_multiple_of
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        distinct: dict[tuple[int, ...], int] = {}
+        asked = (tuple(example[side]) for side in ("chosen_ids", "rejected_ids") for example in examples)
+        # First, because Trainer takes the length of the first tensor for the size of the batch.
+        batch: dict[str, Any] = {"place": torch.tensor([distinct.setdefault(ids, len(distinct)) for ids in asked])}
+        batch |= self._flat(list(distinct)) if self.flat else self._padded(list(distinct))
+        for name in ("margin", "weight"):
+            if name in examples[0]:
+                batch[name] = torch.tensor([example[name] for example in examples], dtype=torch.float)
+        return batch
+
+    def _flat(self, rows: list[tuple[int, ...]]) -> dict[str, Any]:
+        return {"input_ids": torch.tensor([list(chain.from_iterable(rows))]), **segments(list(map(len, rows)))}
+
+    def _padded(self, rows: list[tuple[int, ...]]) -> dict[str, torch.Tensor]:
+        ids = [torch.tensor(row) for row in rows]
+        side = {"padding_side": "right", "pad_to_multiple_of": self.pad_to_multiple_of}
+        return {
+            "input_ids": pad(ids, padding_value=self.pad_token_id, **side),
+            "attention_mask": pad([torch.ones_like(row) for row in ids], padding_value=0, **side),
+        }
+
+
+def score_segments(model: PreTrainedModel) -> None:
+    """Let a sequence classifier given `cu_seq_lens_q` score the last token of each segment: logits `(segments, 1)`."""
+    forward = type(model).forward
+
+    @functools.wraps(forward)
+    def scored(self: PreTrainedModel, *args: Any, cu_seq_lens_q: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        if cu_seq_lens_q is None:
+            return forward(self, *args, **kwargs)
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}  # PEFT names what is not there
+        hidden = self.base_model(*args, cu_seq_lens_q=cu_seq_lens_q, **kwargs).last_hidden_state
+        return SequenceClassifierOutputWithPast(logits=self.score(hidden[0, cu_seq_lens_q[1:] - 1]))
+
+    # A method, so that a deep copy (PPO's critic of a reward model) runs its own weights and not this model's.
+    model.forward = MethodType(scored, model)

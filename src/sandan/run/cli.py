@@ -1,0 +1,205 @@
+"""The one entry point of every `scripts/<stage>.py`: parse, open the stage, run it, turn mistakes into one line."""
+
+import contextlib
+import gc
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..core import signals as interruption
+from ..core.errors import GateError, Interrupted, UserError
+from ..core.stage import RunArguments, Stage, TrainingRunArguments, effective_config, is_main_process
+from ..training.checkpoints import disk_problem
+
+
+REPORT = "the traceback below, the command, and the folder's recipe.yaml (SECURITY.md, if it is about security)"
+
+
+def run(
+    main: Callable[..., None], *dataclass_specs: str | type, stage: bool = True, preview: str | None = None
+) -> None:
+    """Parse the command line into `dataclass_specs` and call `main(*values, stage)`.
+
+    Args:
+        main: the stage. Its module's docstring opens the `--help` text.
+        dataclass_specs: dataclasses, or `"module:Class"` for those whose import takes seconds (they hold
+            `transformers.TrainingArguments`): `--help` names them, `--help_all` imports them and lists their fields.
+        stage: false for a program that makes no stage's folder; it is called as `main(*values)`.
+        preview: of a stage that trains: the module that shows its rows and sizes in a dry run (see
+            [`sandan.training.preview`]).
+
+    Exit codes: 0 done, 1 a gate was not reached, training diverged or the program failed, 2 a mistake the user can
+    mend, 75 stopped by SIGTERM or SIGINT (the same command goes on).
+    """
+    # Set before any Hugging Face import reads them.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.INFO if is_main_process() else logging.ERROR, format="%(message)s")
+    for noisy in ("httpx", "httpcore", "filelock", "datasets", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    guarded(lambda: _run(main, dataclass_specs, sys.argv[1:], stage, preview), interruptible=stage)
+
+
+def guarded(action: Callable[[], None], interruptible: bool = True) -> None:
+    """Call `action`; what ends it early becomes one line and an exit code, as [`run`] says.
+
+    Args:
+        interruptible: whether SIGTERM and SIGINT are taken over; a server ends by them in its own way.
+    """
+    line, code = "", 0
+    try:
+        with interruption.handled() if interruptible else contextlib.nullcontext():
+            action()
+    except Interrupted as error:
+        line, code = f"stopped by {error}; the same command goes on", interruption.REQUEUE_EXIT_CODE
+    except (GateError, FloatingPointError) as error:
+        line, code = f"error: {error}", 1
+    except UserError as error:
+        line, code = f"error: {error}", 2
+    except Exception as error:
+        if (problem := disk_problem(error)) is None:
+            logging.getLogger(__name__).error("This is a fault of the program. Please report it: %s", REPORT)
+            raise
+        line = f"error: {getattr(error, 'filename', None) or 'a file'}: cannot be read or written: {problem}"
+        code = 2
+    # Here, where no exception holds the trainer any more.
+    _part(together=code in (0, interruption.REQUEUE_EXIT_CODE))
+    if code:
+        _leave(line, code)
+
+
+def _part(together: bool) -> None:
+    """Take leave of the other processes, if there are any.
+
+    torch may abort a process that exits as one of a group, and one that takes apart a model of several processes while
+    the interpreter ends can wait forever for torch's own threads.
+
+    Args:
+        together: whether all of them leave.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        gc.collect()
+        if together:
+            distributed.destroy_process_group()
+
+
+def _leave(line: str, code: int) -> NoReturn:
+    if is_main_process():
+        print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+def _run(
+    main: Callable[..., None],
+    dataclass_specs: tuple[str | type, ...],
+    argv: list[str],
+    is_stage: bool,
+    preview: str | None,
+) -> None:
+    run_options = options_of(preview)
+    help_wanted = {"-h", "--help", "--help_all"} & set(argv)
+    if help_wanted:
+        print(
+            _help(
+                main, [*dataclass_specs, *([run_options] if is_stage else [])], everything="--help_all" in help_wanted
+            )
+        )
+        return
+    from .config import StrictParser, split_config_option
+
+    if not is_stage:
+        main(*StrictParser(_load(spec) for spec in dataclass_specs).parse(argv))
+        return
+    parser = StrictParser([*(_load(spec) for spec in dataclass_specs), run_options])
+    *values, options = parser.parse(argv)
+    config_path, _ = split_config_option(argv)
+    config = effective_config((*values, options))
+    if not config.get("output_dir"):
+        raise UserError("--output_dir: missing; the convention is outputs/<recipe>/<stage>")
+    output_dir = Path(config["output_dir"])
+    name = Path(config_path).stem if config_path else output_dir.name
+    recipe = Path(config_path).resolve().parent.name if config_path else output_dir.resolve().parent.name
+    recipe_dir = Path(config_path).parent if config_path else None
+    stage = Stage(name, recipe, output_dir, config.get("seed", 0), config, recipe_dir=recipe_dir, run=options)
+    if options.dry_run:
+        from .dry_run import DryRun
+
+        shown = None if preview is None else importlib.import_module(preview)
+        print(DryRun(stage, values, parser.origins, main.__globals__.get("COLUMNS"), shown).report())
+        return
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        # Else ZeRO-3 takes models apart while they are made (`zero3_init_flag: false` is not looked at), and the first
+        # weights are no longer those of one process.
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+    kind = Path(main.__code__.co_filename).stem + ("_mlm" if config.get("objective") == "mlm" else "")
+    with pushed(stage, kind, values):
+        stage.open()
+        try:
+            main(*values, stage)
+        except (UserError, Interrupted):
+            stage.restore()
+            raise
+    if is_main_process():
+        print(f"{stage.name}: done, see {stage.output_dir}/result.json")
+        if stage.next_command():
+            print(f"next: {stage.next_command()}")
+
+
+@contextlib.contextmanager
+def pushed(stage: Stage, kind: str, values: Sequence[Any]) -> Iterator[None]:
+    """Push the stage's folder after the block, if its settings say `push_to_hub`; rights are checked before it.
+
+    Trainer's own push is off: it would upload pickled files, and before the run is known to be whole.
+    """
+    if not stage.config.get("push_to_hub"):
+        yield
+        return
+    from huggingface_hub import HfApi
+
+    from ..core.stage import read_result
+    from ..hub.push import check_rights, one_stage, push, refuse_secrets
+
+    for value in values:
+        if hasattr(value, "push_to_hub"):
+            value.push_to_hub = False
+    api, repo_id = HfApi(), stage.config.get("hub_model_id")
+    if is_main_process():
+        check_rights(repo_id, api)
+    yield
+    if is_main_process():
+        results = {kind: read_result(stage.output_dir)}
+        repository = one_stage(stage.output_dir, repo_id, results, kind, None)
+        refuse_secrets(repository)
+        push([repository], stage.config.get("hub_private_repo") is False, api, logging.getLogger(__name__).info)
+
+
+def options_of(preview: str | None) -> type[RunArguments]:
+    """Return the options of every stage, or of one that trains: such a stage has a preview."""
+    return RunArguments if preview is None else TrainingRunArguments
+
+
+def _load(spec: str | type) -> type:
+    if isinstance(spec, type):
+        return spec
+    module, _, name = spec.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _help(main: Callable[..., None], dataclass_specs: Sequence[str | type], everything: bool) -> str:
+    from .config import StrictParser
+
+    heavy = [spec for spec in dataclass_specs if isinstance(spec, str)]
+    shown = [_load(spec) for spec in dataclass_specs if everything or spec not in heavy]
+    parser = StrictParser(shown, description=None, add_help=False)
+    text = f"{sys.modules[main.__module__].__doc__.strip()}\n\n{parser.format_help()}"
+    if heavy and not everything:
+        names = ", ".join(spec.replace(":", ".") for spec in heavy)
+        text += f"\nand every field of {names} (--help_all lists them)"
+    return text

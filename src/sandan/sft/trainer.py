@@ -1,0 +1,45 @@
+"""`trl.SFTTrainer` with the guarantees of [`ReliableTrainer`], and without padding."""
+
+from collections.abc import Callable
+from typing import Any
+
+from trl import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from ..models.unpadded_attention import segments
+from ..training.unpadded_trainer import FlatTrainer
+
+
+class GuardedSFTTrainer(FlatTrainer, SFTTrainer):
+    """[`trl.SFTTrainer`] that resumes exactly, stops when asked, and never steps on a number that is not finite.
+
+    Rows of a batch follow each other without padding and do not see each other, packed (`packing: true`) or not.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.flat:
+            # TRL refuses this before it has cut or packed the rows, because it could not cut them afterwards.
+            self.data_collator.padding_free = True
+            self.data_collator = _with_segments(self.data_collator)
+
+    def _flat_obstacle(self) -> str | None:
+        if not isinstance(self.data_collator, DataCollatorForLanguageModeling):
+            return "a data collator of one's own makes them"
+        if self.args.packing and self.args.packing_strategy == "wrapped":
+            return "packing_strategy: wrapped makes full rows, which see each other"
+        if self.args.neftune_noise_alpha is not None:
+            return "neftune_noise_alpha is by the length of a padded row"
+        return super()._flat_obstacle()
+
+
+def _with_segments(collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    def collate_all(examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = collate(examples)
+        if "cu_seq_lens_q" not in batch:  # TRL < 1.16
+            starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
+            ends = [*starts[1:], batch["position_ids"].shape[1]]
+            batch |= segments([end - start for start, end in zip(starts, ends, strict=True)])
+        return batch
+
+    return collate_all

@@ -1,0 +1,85 @@
+"""What a dry run shows of the first rows. Each script names its room's `preview` module, which has two functions.
+
+    rows(dataset, tokenizer, *values) -> Sample                the rows as the trainer of that stage prepares them
+    size(tokenizer, missing, *values) -> ModelSize | None      the models it would hold, None if they are not there yet
+
+`values` are the parsed dataclasses, as the script's `main` takes them.
+"""
+
+import copy
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..models.rendering import encode_prompts
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+
+SHOWN_ROWS = 3
+
+
+@dataclass
+class Sample:
+    """The first rows as the stage sees them.
+
+    Args:
+        tokens: of each row: (id, whether it is trained).
+        lengths: of each row, in tokens, before anything is cut.
+        limit: longest row that is kept whole.
+        dropped: share of the rows that is left out.
+        rows_per_document: training rows that one row of data makes.
+        longest: tokens of the longest training row, where it is not that of the longest row of data.
+    """
+
+    tokens: list[list[tuple[int, bool]]]
+    lengths: list[int]
+    limit: int | None = None
+    dropped: float = 0.0
+    rows_per_document: float = 1.0
+    longest: int | None = None
+
+
+def prompt_rows(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", limit: int | None = None) -> Sample:
+    """Return prompts as they are sampled from: nothing of them is trained.
+
+    Args:
+        limit: the most tokens of a prompt that is kept.
+    """
+    if "prompt" not in dataset.column_names:
+        return Sample([], [len(tokenizer(str(row))["input_ids"]) for row in dataset])
+    prompts = encode_prompts(tokenizer, dataset["prompt"][:])
+    lengths = [len(ids) for ids in prompts]
+    dropped = 0.0 if limit is None else sum(length > limit for length in lengths) / len(lengths)
+    return Sample([[(token, False) for token in ids] for ids in prompts[:SHOWN_ROWS]], lengths, limit, dropped)
+
+
+def discarded(config: Any) -> Any:
+    """Return the trainer's settings for a trainer that leaves nothing behind."""
+    settings = copy.copy(config)
+    settings.output_dir, settings.push_to_hub, settings.report_to = tempfile.mkdtemp(prefix="sandan-"), False, []
+    return settings
+
+
+def smallest_model(tokenizer: "PreTrainedTokenizerBase", classifier: bool = False) -> Any:
+    """Return a model to prepare rows for: no trainer does so without one."""
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config: PretrainedConfig = LlamaConfig(
+        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, num_labels=1, **sizes
+    )
+    return (LlamaForSequenceClassification if classifier else LlamaForCausalLM)(config)
+
+
+def trained_tokens(batch: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[list[tuple[int, bool]]]:
+    """Return the tokens of a collated batch without its padding, each with whether it has a label."""
+    rows = zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)
+    return [
+        [(token, label != -100) for token, label in zip(ids, labels, strict=True) if token != tokenizer.pad_token_id]
+        for ids, labels in rows
+    ]

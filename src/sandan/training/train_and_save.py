@@ -1,0 +1,227 @@
+"""What the stages that train share: run the trainer, save a standard Hugging Face folder, report the held-out loss."""
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from transformers import ProgressCallback
+from trl import get_peft_config
+
+from ..core import signals as interruption
+from ..core.errors import Interrupted, UserError
+from ..core.stage import Stage, is_main_process
+from ..models.loading import first_line, model_init_kwargs
+from ..models.memory import checkpoint_bytes, model_bytes, readable_bytes
+from .checkpoints import choose, comparable
+from .trainer import on_any_rank
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.trainer_utils import TrainOutput
+    from trl import ModelConfig, RewardConfig, SFTConfig
+
+    from .trainer import ReliableTrainer
+
+logger = logging.getLogger(__name__)
+
+# What Trainer.evaluate reports besides metrics.
+NOT_METRICS = ("_runtime", "_per_second", "_preparation_time", "epoch")
+
+
+class ShortProgress(ProgressCallback):
+    """Trainer's progress bar, printing only the logged values that one watches.
+
+    `trainer_state.json` and the loggers of `report_to` get all of them.
+    """
+
+    def __init__(self, shown: Sequence[str]):
+        super().__init__()
+        self.shown = shown
+
+    def on_log(self, args, state, control, logs: dict[str, float] | None = None, **kwargs) -> None:
+        shown = {name: logs[name] for name in self.shown if name in logs}
+        if shown:
+            super().on_log(args, state, control, logs=shown, **kwargs)
+
+
+def make_trl_trainer(
+    trainer_class: "type[ReliableTrainer]",
+    path: str,
+    config: "SFTConfig | RewardConfig",
+    model_args: "ModelConfig",
+    datasets: "tuple[Dataset, Dataset | None]",
+    tokenizer: "PreTrainedTokenizerBase",
+) -> "ReliableTrainer":
+    """A trainer of TRL that loads its model from `path`.
+
+    Args:
+        datasets: training and held-out rows.
+
+    Raises:
+        UserError: if the model cannot be loaded, or rows and settings do not fit.
+    """
+    config.model_init_kwargs = model_init_kwargs(model_args, config.model_init_kwargs)
+    try:
+        return trainer_class(
+            path,
+            config,
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_args),
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be trained: {first_line(error)}") from error
+
+
+def train(trainer: "ReliableTrainer", stage: Stage) -> "TrainOutput":
+    """Train, from the checkpoint that `--resume` picks.
+
+    Raises:
+        UserError: if that checkpoint is of another run, or the disk has no room for a checkpoint.
+        Interrupted: after a signal, when a checkpoint has been saved.
+    """
+    trainer.identity = {"settings": comparable(stage.config), "inputs": dict(stage.inputs)}
+    start = _agreed_start(trainer, stage)
+    check_room(trainer, stage)
+    stage.begin_writing()
+    if start is not None:
+        logger.info("going on from %s", start)
+    return trainer.train(resume_from_checkpoint=start)
+
+
+def _agreed_start(trainer: "ReliableTrainer", stage: Stage) -> str | None:
+    """The checkpoint that rank 0 chooses, on all ranks."""
+    found: list = [None, None]
+    if trainer.accelerator.is_main_process:
+        try:
+            options = stage.run
+            found[0] = choose(
+                stage.output_dir,
+                options.resume,
+                trainer.run_identity(),
+                stage.was_finished(),
+                options.resume_with_changes,
+            )
+        except UserError as error:
+            found[1] = str(error)
+    start, error = broadcast_object_list(found)
+    if error is not None:
+        raise UserError(error)
+    return None if start is None else str(start)
+
+
+def check_room(trainer: "ReliableTrainer", stage: Stage) -> None:
+    """Raise [`UserError`] if the disk has no room for one checkpoint and the final model."""
+    needed = checkpoint_bytes(trainer.model) + model_bytes(trainer.model)
+    free = shutil.disk_usage(stage.output_dir).free if is_main_process() else needed
+    if on_any_rank(trainer.accelerator, free < needed):
+        raise UserError(
+            f"{stage.output_dir}: a checkpoint and the final model take about {readable_bytes(needed)}, but only "
+            f"{readable_bytes(free)} are free; make room or give another --output_dir"
+        )
+
+
+@contextlib.contextmanager
+def kept_if_interrupted(trainer: "ReliableTrainer") -> Iterator[None]:
+    """What follows training may be stopped too: the trained state is saved then, and the next run takes it from there.
+
+    (Several ranks finish what they are at, unless it evaluates: ranks that left alone would be waited for.)
+    """
+    alone = trainer.accelerator.num_processes == 1
+    try:
+        with contextlib.nullcontext() if alone else interruption.deferred():
+            yield
+    except Interrupted:
+        with interruption.deferred():
+            trainer.save_checkpoint()
+        raise
+
+
+def train_and_save(trainer: "ReliableTrainer", stage: Stage) -> dict[str, float]:
+    """Train, evaluate before and after (where there are held-out rows), save model, tokenizer and training curve.
+
+    Returns:
+        `train_loss`, `train_seconds`, `train_steps`, and `eval_*` after training, `eval_loss_before` among them.
+    """
+    watched = trainer.eval_dataset is not None
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if watched and sharded:
+        # Model and optimizer are sharded together, when training begins: the first evaluation is made then.
+        trainer.args.eval_on_start = True
+    elif watched:
+        before = trainer.evaluate()["eval_loss"]
+    output = train(trainer, stage)
+    if watched and sharded:
+        before = next(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+    metrics = {
+        "train_loss": trainer.mean_train_loss(),
+        "train_steps": output.global_step,
+        "train_seconds": round(output.metrics["train_runtime"], 2),
+    }
+    with kept_if_interrupted(trainer):
+        if watched:
+            metrics |= {key: value for key, value in trainer.evaluate().items() if not key.endswith(NOT_METRICS)}
+            metrics["eval_loss_before"] = before
+        save(trainer, trainer.accelerator.unwrap_model(trainer.model), stage)
+    return metrics
+
+
+def save(trainer: "ReliableTrainer", model: "PreTrainedModel | PeftModel", stage: Stage) -> None:
+    """Save the stage's model folder: weights, tokenizer, training curve."""
+    trainer.save_model()
+    merge_adapters(model, stage)
+    trainer.save_state()
+    logger.info("saved to %s", stage.output_dir)
+
+
+def merge_adapters(model: "PreTrainedModel | PeftModel", stage: Stage) -> None:
+    """Save a LoRA model merged, so that its folder is a plain model folder for every later stage and user.
+
+    The adapters alone are kept in `adapter/`. A model without adapters is left as it is.
+    """
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel) or not is_main_process():
+        return
+    model.save_pretrained(stage.output_dir / "adapter", selected_adapters=model.active_adapters)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (stage.output_dir / name).unlink(missing_ok=True)
+    model.merge_and_unload().save_pretrained(stage.output_dir)
+
+
+def set_stop_token(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Write the tokenizer's special tokens into the model's generation config, so that every loader stops where we do."""
+    for config in (model.config, model.generation_config):
+        config.eos_token_id = tokenizer.eos_token_id
+        config.pad_token_id = tokenizer.pad_token_id
+        config.bos_token_id = tokenizer.bos_token_id
+
+
+def count_dropped(before: "Dataset", after: "Dataset", max_length: int | None, what: str) -> int:
+    """How many rows a trainer left out as too long.
+
+    Raises:
+        UserError: if none is left.
+    """
+    dropped = len(before) - len(after)
+    if not len(after):
+        raise UserError(
+            f"max_length: all {len(before):,} {what} are longer than {max_length} tokens; raise max_length"
+        )
+    if dropped:
+        logger.warning(
+            "%s of %s %s are longer than %s tokens and were dropped",
+            f"{dropped:,}",
+            f"{len(before):,}",
+            what,
+            max_length,
+        )
+    return dropped

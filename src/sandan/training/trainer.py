@@ -1,0 +1,387 @@
+"""What every trainer here adds to `transformers.Trainer`: whole checkpoints, exact resumption, an orderly stop, guards.
+
+1. A checkpoint is written aside and renamed when it is whole ([`checkpoints`](checkpoints.py)).
+2. What Trainer forgets between two logs (the loss so far, TRL's means) is part of a checkpoint, so that the log of a
+   resumed run is that of an uninterrupted one.
+3. On SIGTERM or SIGINT the step is finished, then saved; long phases without steps are left at once, because nothing of
+   the state changes in them ([`interruption`](interruption.py)).
+4. A loss or gradient that is not finite ends the run before the optimizer uses it.
+"""
+
+import json
+import logging
+import math
+import pickle
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
+
+from ..core import signals as interruption
+from ..core.errors import Interrupted, UserError
+from ..models.memory import keep_freed_memory
+from . import checkpoints
+
+
+logger = logging.getLogger(__name__)
+
+SHOWN_TOKENS = 24
+
+
+def on_any_rank(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether `flag` is set in any process; every process must ask."""
+    if accelerator.num_processes == 1:
+        return flag
+    return accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum").item() > 0
+
+
+def leave_if_asked(accelerator: Accelerator) -> None:
+    """Raise [`Interrupted`] on all ranks, if one was asked to stop. For phases in which the state does not change."""
+    if on_any_rank(accelerator, interruption.requested() is not None):
+        raise Interrupted(interruption.requested() or "a signal to another rank")
+
+
+class StopWhenAsked(TrainerCallback):
+    """Ends training after the step in which a signal came, with a checkpoint, on all ranks alike."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.stopped = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if on_any_rank(self.accelerator, interruption.requested() is not None):
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        """Evaluation is given up, and done again by the run that goes on."""
+        leave_if_asked(self.accelerator)
+
+
+class ReliableTrainer(Trainer):
+    """Mixin of every trainer: put it before the trainer that it makes reliable.
+
+    Attributes:
+        identity (`dict`, *optional*): `settings` and `inputs` that a checkpoint says it belongs to; by default the
+            training arguments.
+    """
+
+    # What a checkpoint holds beside Trainer's own files.
+    state_file = "run_state.json"
+    identity: dict[str, Any] | None = None
+
+    _aside: Path | None = None
+    _unlogged: dict[str, Any]
+    _earlier_loss = 0.0
+    _evaluation_due = False
+    _goes_on = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._unlogged = {}
+        # It hides NaN in the logs; the guards here need to be believed.
+        self.args.logging_nan_inf_filter = False
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
+        self._stop = StopWhenAsked(self.accelerator)
+        self.add_callback(self._stop)
+
+    def run_identity(self) -> dict[str, Any]:
+        """What a checkpoint of this run says of it."""
+        rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
+        identity = self.identity or {"settings": checkpoints.comparable(self.args.to_dict()), "inputs": {}}
+        return {"world_size": self.args.world_size, "train_rows": rows, **identity}
+
+    # ---- Saving ----
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._aside is None else str(self._aside)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Trainer's, but whole or not at all.
+
+        Raises:
+            UserError: on all ranks, if the disk is full or read-only on one. Earlier checkpoints are as they were.
+        """
+        output_dir, error = Path(self.args.output_dir), None
+        name = f"checkpoint-{self.state.global_step}"
+        writer = self.args.should_save
+        if writer:
+            shutil.rmtree(output_dir / checkpoints.ASIDE, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._aside = output_dir / checkpoints.ASIDE
+        try:
+            super()._save_checkpoint(model, trial)
+            self._name_best_checkpoint(output_dir, name)
+        except (OSError, RuntimeError, SafetensorError) as caught:
+            error = caught
+        finally:
+            self._aside = None
+        failed = on_any_rank(self.accelerator, error is not None)
+        if writer and not failed:
+            try:
+                identity = self.run_identity()
+                folder = output_dir / checkpoints.ASIDE / name
+                checkpoints.seal(folder, output_dir / name, self.state.global_step, identity)
+                checkpoints.rotate(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+            except OSError as caught:
+                error = caught
+        failed = on_any_rank(self.accelerator, error is not None)
+        if writer:
+            shutil.rmtree(output_dir / checkpoints.ASIDE, ignore_errors=True)
+        if failed:
+            self._give_up_saving(output_dir / name, error)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's, which leaves out sharded weights: they are gathered here, but for checkpoints, which keep shards."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is not None and "SHARDED" in str(plugin.state_dict_type):
+            if _internal_call and output_dir is not None:
+                # A checkpoint. Trainer asks whether its folder is there before it writes the shards: ranks would differ
+                # about which checkpoint is the best.
+                Path(output_dir).mkdir(parents=True, exist_ok=True)
+            else:
+                self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)
+
+    def save_checkpoint(self) -> None:
+        """Save a checkpoint of the present step."""
+        self._save_checkpoint(self.model, None)
+
+    def _name_best_checkpoint(self, output_dir: Path, name: str) -> None:
+        """Trainer has noted the best checkpoint under the name that it has while it is written."""
+        best = self.state.best_model_checkpoint
+        if best is not None and Path(best).parent == self._aside:
+            self.state.best_model_checkpoint = str(output_dir / Path(best).name)
+            if self.args.should_save:
+                self.state.save_to_json(str(self._aside / name / TRAINER_STATE_NAME))
+
+    def _give_up_saving(self, target: Path, error: BaseException | None) -> None:
+        reason = checkpoints.disk_problem(error) if error is not None else "another rank could not write"
+        if reason is None:
+            raise error
+        last = checkpoints.newest_whole(target.parent, set_aside=False)
+        raise UserError(
+            f"{target}: cannot be saved ({reason}); nothing of it was kept. "
+            f"{f'{last} is whole' if last else 'There is no earlier checkpoint'}: make room, then run the same "
+            "command again"
+        ) from error
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        state = self._run_state()
+        if self.args.should_save:
+            Path(output_dir, self.state_file).write_text(json.dumps(state), encoding="utf-8")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._set_run_state(json.loads(Path(checkpoint, self.state_file).read_text(encoding="utf-8")))
+
+    def _run_state(self) -> dict[str, Any]:
+        """What is to be restored beside Trainer's state; JSON types, the same on all ranks."""
+        state: dict[str, Any] = {"logged_loss": self._earlier_loss + self._total_loss_scalar}
+        if self.state.global_step > self._globalstep_last_logged:
+            # Trainer forgets what it has not logged yet: without this the next log of a resumed run is another one.
+            loss = self.accelerator.reduce(self._tr_loss.detach().clone(), reduction="sum").item()
+            state["unlogged"] = {
+                "loss": loss / self.accelerator.num_processes,
+                "since_step": self._globalstep_last_logged,
+                **self._unlogged_metrics(),
+            }
+        if self._evaluation_due:
+            state["evaluation_due"] = True
+        return state
+
+    def _set_run_state(self, state: dict[str, Any]) -> None:
+        """Counterpart of [`_run_state`]; the sums have their effect when training begins."""
+        self._unlogged = state.get("unlogged", {})
+        self._earlier_loss = state["logged_loss"] + self._unlogged.get("loss", 0.0)
+        self._evaluation_due = state.get("evaluation_due", False)
+
+    def _unlogged_metrics(self) -> dict[str, Any]:
+        """Metrics that were collected since the last log."""
+        return {}
+
+    def _restore_metrics(self, unlogged: dict[str, Any]) -> None:
+        """Counterpart of [`_unlogged_metrics`]."""
+
+    # ---- Training ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        """Trainer's; `resume_from_checkpoint=True` takes the newest whole checkpoint of `output_dir`.
+
+        Raises:
+            ValueError: if there is no whole checkpoint to resume from.
+            Interrupted: after a signal, when everything is saved.
+        """
+        start = self._checkpoint(resume_from_checkpoint)
+        if self.args.should_save:
+            checkpoints.clear_the_way(self.args.output_dir, start)
+        self.accelerator.wait_for_everyone()
+        self._stop.stopped, self._earlier_loss, self._evaluation_due = False, 0.0, False
+        self._goes_on = start is not None
+        self._forget_evaluation()
+        with interruption.deferred():
+            try:
+                output = super().train(None if start is None else str(start), *args, **kwargs)
+            except Interrupted:
+                self.save_checkpoint()
+                raise
+            except pickle.UnpicklingError as error:
+                raise UserError(
+                    f"{start}: a file in it holds other things than numbers; refused, nothing ran"
+                ) from error
+        if self._stop.stopped:
+            raise Interrupted(interruption.requested() or "a signal to another rank")
+        # Trainer has added them to the total: a checkpoint that is saved from here on must not do so again.
+        self._tr_loss.zero_()
+        self._globalstep_last_logged = self.state.global_step
+        return output
+
+    def _forget_evaluation(self) -> None:
+        """Let several processes train as one, also if the model was evaluated before.
+
+        `evaluate` marks it as prepared, for which accelerate 1.15 then leaves out DDP: each rank would train alone.
+        """
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        alone = self.accelerator.num_processes == 1
+        if not (alone or sharded or isinstance(self.model_wrapped, DistributedDataParallel)):
+            self.model_wrapped = self.model
+            vars(self.model).pop("_is_accelerate_prepared", None)
+
+    def _checkpoint(self, wanted: str | bool | None) -> Path | None:
+        if not wanted:
+            return None
+        if wanted is True:
+            found = checkpoints.newest_whole(self.args.output_dir, set_aside=self.args.should_save)
+            if found is None:
+                raise ValueError(f"{self.args.output_dir}: no whole checkpoint to resume from")
+            return found
+        if problem := checkpoints.problem_of(wanted):
+            raise ValueError(f"{wanted}: {problem}")
+        return Path(wanted)
+
+    def _run_epoch(self, **kwargs) -> None:
+        """Trainer's, which makes a step more if the run that goes on had made all of them."""
+        self._take_up(kwargs["trial"], kwargs["start_time"])
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
+        self._take_up(trial, start_time)
+        return super()._finalize_training(trial, num_train_samples, start_time)
+
+    def _take_up(self, trial: Any, start_time: float) -> None:
+        """Go on with what the checkpoint says was under way: the sums of the next log, and an evaluation."""
+        if unlogged := self._unlogged:
+            self._unlogged = {}
+            self._tr_loss += unlogged["loss"]
+            # The loss of this call, which ends in `train_loss`, is not to contain it.
+            self._total_loss_scalar -= unlogged["loss"]
+            self._globalstep_last_logged = unlogged["since_step"]
+            self._restore_metrics(unlogged)
+        if self._evaluation_due:
+            self.control.should_evaluate, self.control.should_log, self.control.should_save = True, False, False
+            self._maybe_log_save_evaluate(
+                self._tr_loss, None, self.model_wrapped, trial, self.state.epoch, None, start_time
+            )
+            self.control.should_evaluate = False
+
+    def _evaluate(
+        self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
+    ) -> dict[str, float]:
+        # The one of `eval_on_start`, which alone asks to skip the scheduler: a run that goes on has made it, or
+        # makes it in `_take_up`.
+        if skip_scheduler and self._goes_on:
+            return {}
+        self._evaluation_due = True
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        self._evaluation_due = False
+        return metrics
+
+    def mean_train_loss(self) -> float:
+        """The mean loss of all steps, those before a resumption included."""
+        return (self._earlier_loss + self._total_loss_scalar) / max(self.state.global_step, 1)
+
+
+class GuardedTrainer(ReliableTrainer):
+    """[`ReliableTrainer`] whose optimizer never sees a loss or a gradient that is not finite."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._step_batches: list[tuple[torch.Tensor, dict[str, Any]]] = []
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """Trainer's, at least 1: a batch without any trained token has loss 0, not 0/0."""
+        count = super()._get_num_items_in_batch(batch_samples, device)
+        if isinstance(count, torch.Tensor):
+            return count.clamp(min=1)
+        return None if count is None else max(count, 1)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._step_batches.append((loss, inputs))
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Trainer's, and the last look before the optimizer moves, with the same outcome on every rank.
+
+        Raises:
+            FloatingPointError: if a loss or the gradient is not finite on any rank.
+        """
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        batches, self._step_batches = self._step_batches, []
+        if not batches:
+            return grad_norm
+        losses = torch.stack([loss.detach().float() for loss, _ in batches]).tolist()
+        # A gradient that overflows fp16 is not an error there: the loss scaler skips the step and goes on lower.
+        norm = 0.0 if grad_norm is None or self.args.fp16 else float(grad_norm)
+        finite = all(map(math.isfinite, (*losses, norm)))
+        if on_any_rank(self.accelerator, not finite):
+            bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
+            number = bad[0] if bad else 0
+            found = f"loss {sum(losses):.3g}, gradient norm {norm:.3g}" if not finite else "on another rank"
+            raise FloatingPointError(
+                f"{self.place()}: not finite: {found}; micro-batch {number + 1} of {len(losses)}, rank "
+                f"{self.accelerator.process_index}, which begins {self._shown(batches[number][1])!r}. The weights are "
+                "still those of the step before and nothing was saved. Look at these rows, lower learning_rate or "
+                "max_grad_norm, or use bf16 or float32"
+            )
+        return grad_norm
+
+    def place(self) -> str:
+        """Return the optimizer step that comes next, for error messages."""
+        return f"step {self.state.global_step + 1} (epoch {self.state.epoch or 0:.2f})"
+
+    def _shown(self, inputs: dict[str, Any]) -> str:
+        """The beginning of a batch's first row as text."""
+        ids = inputs["input_ids"].reshape(-1)[:SHOWN_TOKENS].tolist()
+        return self.processing_class.decode(ids)
+
+
+class GuardedTrlTrainer(GuardedTrainer):
+    """[`GuardedTrainer`] for trainers of TRL, which collect means between two logs."""
+
+    def _unlogged_metrics(self) -> dict[str, Any]:
+        return {"metrics": self._metrics["train"]}
+
+    def _restore_metrics(self, unlogged: dict[str, Any]) -> None:
+        self._metrics["train"] = defaultdict(list, unlogged["metrics"])
+
+    def _run_state(self) -> dict[str, Any]:
+        return super()._run_state() | {"total_train_tokens": self._total_train_tokens}
+
+    def _set_run_state(self, state: dict[str, Any]) -> None:
+        super()._set_run_state(state)
+        self._total_train_tokens = state["total_train_tokens"]
