@@ -59,7 +59,7 @@ demo: ## Set up, run the whole chain on the embedded data, print the table (2 co
 	@$(MAKE) --no-print-directory chain RECIPE=tiny
 
 .PHONY: test
-test: $(VENV)/.ready ## Set up, run every test, the embedded chain included
+test: $(VENV)/.ready quality ## Set up, check the style, run every test but those of test-launch, the embedded chain included
 	$(BIN)/python -m pytest $(WORKERS) -m "not launch"
 
 .PHONY: setup
@@ -141,7 +141,7 @@ KILLS ?= 5
 .PHONY: test-faults
 test-faults: $(VENV)/.ready ## Kill every training stage KILLS times in each way; each must go on bit for bit (6 minutes)
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
-		$(BIN)/python tests/faults.py "$$folder/runs" --kills $(KILLS) 2> "$$folder/log" || { tail -5 "$$folder/log"; exit 1; }
+		$(BIN)/python tests/helpers/faults.py "$$folder/runs" --kills $(KILLS) 2> "$$folder/log" || { tail -5 "$$folder/log"; exit 1; }
 
 .PHONY: test-launch
 test-launch: $(VENV)/.ready ## The benchmarks of several GPUs on two CPU processes: equal to one, killed and resumed (minutes)
@@ -157,8 +157,8 @@ style: $(VENV)/.ready ## Format and lint
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 .PHONY: quality
-quality: $(VENV)/.ready ## Check format and lint
-	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+quality: $(VENV)/.ready ## Check format, lint, and who imports whom
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports setup.cfg
 
 .PHONY: test-fast
 test-fast: $(VENV)/.ready ## The tests without the slow ones and the embedded chain

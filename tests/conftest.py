@@ -3,16 +3,17 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import OFFLINE, ROOT, TEXTS
 
 
-ROOT = Path(__file__).parent.parent
-TEXTS = ("The cow eats grass.", "The frog lives in the pond.", "牛は草を食べます。", "蛙は池に住んでいます。")
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+pytest_plugins = ["helpers.tiny_ppo"]
+
 
 os.environ.update(OFFLINE)
+# For processes that tests start: the code under test, and the helpers.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
 
 
 def pytest_report_header():

@@ -1,0 +1,448 @@
+"""Bad inputs of every kind, and the line that each gets: docs/bad_inputs.md is this table, written and tested.
+
+    python tests/helpers/bad_inputs.py > docs/bad_inputs.md
+
+Every case runs a real script in this process, in a folder with good data and models that the case spoils.
+"""
+
+import contextlib
+import io
+import json
+import os
+import runpy
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from helpers import ROOT
+
+
+SFT, PAIR = "data/sft.jsonl", "outputs/tiny/preferences/preferences_train.jsonl"
+MODEL, REWARD = "outputs/tiny/pretrain", "outputs/tiny/reward"
+RECIPE = "recipes/tiny/sft.yaml"
+USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
+SECRET = "hf_" + "Ab1" * 12
+
+
+@dataclass
+class Case:
+    """One bad input.
+
+    Args:
+        what: the input, as the table shows it.
+        options: of the command line.
+        spoil: what is done to the good folder before.
+        stage: whose script is run.
+    """
+
+    what: str
+    options: tuple[str, ...] = ()
+    spoil: Callable[[], object] = lambda: None
+    stage: str = "sft"
+
+
+def option(text: str, stage: str = "sft") -> Case:
+    return Case(f"`{text.replace(SECRET, 'hf_…')}`", tuple(text.split()), stage=stage)
+
+
+def recipe(line: str) -> Case:
+    """A line that the recipe has more."""
+    path = Path(RECIPE)
+    shown = line.replace(SECRET, "hf_…").replace("\n", " ⏎ ")
+    return Case(f"`{shown}`", (), lambda: path.write_text(path.read_text() + line + "\n"))
+
+
+def whole_recipe(what: str, content: bytes | None) -> Case:
+    return Case(what, (), lambda: Path(RECIPE).write_bytes(content) if content is not None else Path(RECIPE).unlink())
+
+
+def row(value: object, path: str = SFT, stage: str = "sft") -> Case:
+    """A row that the data have more."""
+    text = value if isinstance(value, bytes) else json.dumps(value).encode()
+    shown = text.decode("utf-8", "backslashreplace").replace("|", "\\|").replace("\0", "␀")
+
+    def append() -> None:
+        with open(path, "ab") as stream:
+            stream.write(text + b"\n")
+
+    return Case(f"`{shown[:90]}{'…' * (len(shown) > 90)}`", (), append, stage)
+
+
+def file(what: str, name: str, content: bytes) -> Case:
+    return Case(what, ("--data_files", name), lambda: Path(name).write_bytes(content))
+
+
+def model(what: str, spoil: Callable[[], object], stage: str = "sft", options: tuple[str, ...] = ()) -> Case:
+    return Case(what, options, spoil, stage)
+
+
+def rewrite(path: str, change: Callable[[bytes], bytes]) -> Callable[[], object]:
+    return lambda: Path(path).write_bytes(change(Path(path).read_bytes()))
+
+
+def setting(path: str, **values: object) -> Callable[[], object]:
+    return rewrite(path, lambda content: json.dumps(json.loads(content) | values).encode())
+
+
+def without_weights(pickled: bool) -> None:
+    Path(MODEL, "model.safetensors").unlink()
+    if pickled:
+        import torch
+
+        torch.save({"a": torch.zeros(1)}, Path(MODEL, "pytorch_model.bin"))
+
+
+def checkpoint(what: str, spoil: Callable[[Path], object], options: tuple[str, ...]) -> Case:
+    """A run that stopped, whose checkpoint 2 of 2 is spoilt."""
+    return Case(what, ("--max_steps", "2", *options), lambda: spoil(half_a_run()), "sft")
+
+
+def half_a_run() -> Path:
+    """Leave what a run of two steps left: checkpoints, and no result."""
+    folder = Path("outputs/tiny/sft")
+    shutil.copytree(Path("stopped"), folder, dirs_exist_ok=True)
+    return folder / "checkpoint-2"
+
+
+CASES = {
+    "Command line": [
+        option("--learing_rate 1"),
+        option("--learning_r 1"),
+        option("--learning_rate fast"),
+        option("--learning_rate -1"),
+        option("--learning_rate nan"),
+        option("--per_device_train_batch_size 0"),
+        option("--gradient_accumulation_steps 0"),
+        option("--num_train_epochs -1"),
+        option("--max_length 0"),
+        option("--seed -1"),
+        option("--seed x"),
+        option("--save_strategy never"),
+        option("--optim adam"),
+        option("--warmup_ratio 0.1"),
+        option("--evaluation_strategy steps"),
+        option("--overwrite_output_dir true"),
+        option("--torch_dtype float32"),
+        option("--max_seq_length 128"),
+        option("--save_safetensors false"),
+        option(f"--hub_token {SECRET}"),
+        option(f"--token={SECRET}"),
+        option(f'--model_init_kwargs {{"token":"{SECRET}"}}'),
+        option("--enable_jit_checkpoint true"),
+        option("--logging_nan_inf_filter true"),
+        option("--resume_from_checkpoint outputs/x"),
+        option("--save_only_model true"),
+        option("--trust_remote_code true"),
+        option("--hub_always_push true"),
+        option("--resume outputs/nowhere"),
+        option("sft.yaml"),
+        option("--config other.yaml"),
+        option("--data_files no.jsonl"),
+        option("--data_files no*.jsonl"),
+        option("--data_files data"),
+        option("--data_files a.xyz"),
+        option("--data_files a.csv b.txt"),
+        option("--held_out_share 1.5 --eval_data_files"),
+        option("--test_split_size 0.1"),
+        option("--model_name_or_path outputs/tiny/nowhere"),
+        option("--model_name_or_path ./nowhere"),
+        option("--output_dir data"),
+        option("--output_dir data/sft.jsonl"),
+        option("--output_dir outputs/tiny/pretrain"),
+        option("--ranker_agreement 0.4", "rank"),
+        option("--judgements_per_prompt 9", "rank"),
+        option("--candidates_per_prompt 1", "candidates"),
+        option("--vocab_size 100", "tokenizer"),
+        option("--objective rtd", "pretrain"),
+        option("--block_size_tokens 1", "pretrain"),
+        option('--model_config {"hidden_size":8}', "pretrain"),
+        option('--model_config {"model_type":"llama","hiden_size":8}', "pretrain"),
+        option('--model_config {"model_type"', "pretrain"),
+        option('--model_config {"model_type":"qwen2","hidden_size":64,"num_hidden_layers":1}', "pretrain"),
+        option("--num_mini_batches 0", "ppo"),
+        option("--temperature 0", "ppo"),
+        option("--kl_estimator k4", "ppo"),
+        option("--dual_clip 0.5", "ppo"),
+        option("--stop_token eos --stop_token_id 2", "ppo"),
+        option("--best_of_n_prompt_file no.jsonl", "reward"),
+    ],
+    "Recipe file": [
+        recipe("learing_rate: 1"),
+        recipe("adam_beta1: [1, 2]"),
+        recipe("save_steps: many"),
+        recipe("seed: 1.5"),
+        recipe("disable_tqdm: 1"),
+        recipe("run_name: 5"),
+        recipe("packing: maybe"),
+        recipe("seed: 1\nseed: 2"),
+        recipe("warmup_ratio: 0.1"),
+        recipe("1: x"),
+        recipe("<<: {seed: 1}"),
+        recipe("seed: [1"),
+        recipe("\tseed: 1"),
+        recipe(f"hub_token: {SECRET}"),
+        recipe(f"env: {{HF_TOKEN: {SECRET}}}"),
+        recipe("env: [1]"),
+        recipe("enable_jit_checkpoint: true"),
+        recipe("datasets: [{path: json, slpit: test}]"),
+        recipe("eval_datasets: json"),
+        recipe("eval_strategy: sometimes"),
+        whole_recipe("no such file", None),
+        whole_recipe("an empty file", b""),
+        whole_recipe("a list", b"- seed: 1\n"),
+        whole_recipe("Latin-1 bytes", "run_name: é\n".encode("latin-1")),
+        whole_recipe("an alias that holds itself", b"model_init_kwargs: &a {b: *a}\n"),
+    ],
+    "Data": [
+        row(b'{"prompt": "Q", "comple'),
+        row(b"[1, 2]"),
+        row(b"5"),
+        row({"question": "Q", "answer": "A"}),
+        row({"prompt": None, "completion": "A"}),
+        row({"prompt": [USER]}),
+        row({"prompt": [], "completion": [ASSISTANT]}),
+        row({"prompt": [USER], "completion": "A"}),
+        row({"prompt": [USER], "completion": 5}),
+        row({"prompt": [USER], "completion": ["A"]}),
+        row({"prompt": [USER], "completion": [{"role": "assistant"}]}),
+        row({"prompt": [USER], "completion": [{"role": "assistant", "content": 5}]}),
+        row({"prompt": [USER], "completion": [{"role": "gpt", "content": "A"}]}),
+        row({"prompt": [USER], "completion": [{"role": "assistant", "content": " "}]}),
+        row({"prompt": [USER], "completion": [USER]}),
+        row({"prompt": [USER], "completion": [ASSISTANT, USER]}),
+        row({"prompt": [USER, USER], "completion": [ASSISTANT]}),
+        row({"prompt": [USER, ASSISTANT], "completion": [ASSISTANT]}),
+        row({"prompt": [{"role": "user", "content": "a\0b"}], "completion": [ASSISTANT]}),
+        row(b'{"prompt": [{"role": "user", "content": "\\ud800"}], "completion": [{"role": "assistant", "content": "A"}]}'),
+        row('{"prompt": "é", "completion": "A"}'.encode("latin-1")),
+        Case("a row that is there twice", (), lambda: _append(SFT, Path(SFT).read_bytes().splitlines()[0])),
+        Case("a row of the evaluation data", (), lambda: _append(SFT, Path("data/sft_eval.jsonl").read_bytes().splitlines()[0])),
+        file("an empty file", "a.jsonl", b""),
+        file("blank lines only", "a.jsonl", b"\n\n"),
+        file("a .gz file that is none", "a.jsonl.gz", b'{"text": "a"}\n'),
+        file("CSV with another column", "a.csv", b"txet\na\n"),
+        file("CSV with a gap", "a.csv", b"text,n\na,1\n,2\n"),
+        file("CSV of numbers", "a.csv", b"text\n1\n2\n"),
+        file("half a JSON array", "a.json", b'[{"text": "a"'),
+        file("a Parquet file that is none", "a.parquet", b"junk"),
+        file("conversations without an answer", "a.jsonl", json.dumps({"messages": [USER]}).encode()),
+        file("a conversation that the assistant begins", "a.jsonl", json.dumps({"messages": [ASSISTANT, USER, ASSISTANT]}).encode()),
+        row({"prompt": [USER], "chosen": [ASSISTANT], "rejected": [ASSISTANT]}, PAIR, "reward"),
+        row({"prompt": [USER], "chosen": [ASSISTANT]}, PAIR, "reward"),
+        row({"prompt": "Q", "chosen": "A", "rejected": "B"}, PAIR, "reward"),
+        row({"prompt": " "}, "data/rlhf_prompts.jsonl", "ppo"),
+        row({"prompt_id": "1", "prompt": "Q"}, "outputs/tiny/candidates/candidates.jsonl", "rank"),
+        Case("all rows are too long", ("--max_length", "2"), stage="sft"),
+        Case("too few prompts for one update", (), stage="ppo"),
+    ],
+    "Model folders": [
+        model("no folder", lambda: shutil.rmtree(MODEL)),
+        model("no config.json", Path(MODEL, "config.json").unlink),
+        model("config.json is no JSON", lambda: Path(MODEL, "config.json").write_text("{")),
+        model("an unknown architecture", setting(f"{MODEL}/config.json", model_type="gtp9")),
+        model("no weights", lambda: without_weights(False)),
+        model("weights in a pickle", lambda: without_weights(True)),
+        model("truncated weights", rewrite(f"{MODEL}/model.safetensors", lambda content: content[:-9])),
+        model("empty weights", lambda: Path(MODEL, "model.safetensors").write_bytes(b"")),
+        model("no tokenizer", lambda: [path.unlink() for path in Path(MODEL).glob("tokenizer*")]),
+        model("tokenizer.json is no JSON", lambda: Path(MODEL, "tokenizer.json").write_text("{")),
+        model("a vocabulary that is smaller than the tokenizer's", lambda: _smaller(MODEL)),
+        model("another tokenizer's reward model", lambda: _other_tokens(REWARD), "ppo"),
+        model("the model is the output folder", lambda: None, options=("--output_dir", MODEL)),
+        model("a tokenizer folder as model", lambda: None, options=("--model_name_or_path", "outputs/tiny/tokenizer")),
+    ],
+    "Checkpoints": [
+        checkpoint("of another learning rate", lambda folder: None, ("--learning_rate", "0.5")),
+        checkpoint("of another seed", lambda folder: None, ("--seed", "5")),
+        checkpoint("of another batch size", lambda folder: None, ("--per_device_train_batch_size", "2")),
+        checkpoint("of other data", lambda folder: _append(SFT, json.dumps({"prompt": [USER], "completion": [ASSISTANT]}).encode()), ()),
+        checkpoint("named, a file missing", lambda folder: (folder / "optimizer.pt").unlink(), ("--resume", "outputs/tiny/sft/checkpoint-2")),
+        checkpoint("named, a file truncated", lambda folder: os.truncate(folder / "model.safetensors", 99), ("--resume", "outputs/tiny/sft/checkpoint-2")),
+        checkpoint("named, a bit flipped", lambda folder: _flip(folder / "model.safetensors"), ("--resume", "outputs/tiny/sft/checkpoint-2")),
+        checkpoint("named, no manifest", lambda folder: (folder / "MANIFEST.json").unlink(), ("--resume", "outputs/tiny/sft/checkpoint-2")),
+        checkpoint("named, half a manifest", lambda folder: (folder / "MANIFEST.json").write_text("{"), ("--resume", "outputs/tiny/sft/checkpoint-2")),
+        checkpoint("named, the run's folder", lambda folder: None, ("--resume", "outputs/tiny/sft")),
+    ],
+}  # fmt: skip
+
+
+def _append(path: str, line: bytes) -> None:
+    with open(path, "ab") as stream:
+        stream.write(line + b"\n")
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+
+
+def _smaller(folder: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    config.vocab_size = 100
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
+def _other_tokens(folder: str) -> None:
+    from sandan.pretrain.tokenizer import train_tokenizer
+
+    train_tokenizer(["entirely other words, of the same number"] * 9, 320).save_pretrained(folder)
+
+
+# ---- Running ----
+
+
+@dataclass
+class Bench:
+    """A folder with good data and models; each case gets a copy."""
+
+    folder: Path
+    good: Path = field(init=False)
+
+    def __post_init__(self):
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+        from sandan.pretrain.tokenizer import train_tokenizer
+
+        self.good = self.folder / "good"
+        shutil.copytree(ROOT / "recipes" / "tiny", self.good / "recipes" / "tiny")
+        write = self.write
+        answers = [{"prompt": [USER], "completion": [{**ASSISTANT, "content": f"A{n}"}]} for n in range(12)]
+        write("data/sft.jsonl", answers[:8])
+        write("data/sft_eval.jsonl", answers[8:])
+        write("data/pretrain.jsonl", [{"text": f"The cow {n} eats grass."} for n in range(8)])
+        write("data/pretrain_eval.jsonl", [{"text": "The frog."}])
+        write("data/rlhf_prompts.jsonl", [{"prompt": [{**USER, "content": f"Q{n}"}]} for n in range(8)])
+        write("data/eval_prompts.jsonl", [{"prompt": [{**USER, "content": "Q9"}]}])
+        pairs = [
+            {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [{**ASSISTANT, "content": f"B{n}"}]}
+            for n in range(8)
+        ]
+        write(PAIR, pairs)
+        (self.good / "outputs/tiny/preferences/recipe.yaml").write_text("recipe: tiny\nstage: preferences\n")
+        write(
+            "outputs/tiny/preferences/preferences_eval.jsonl", [{**pairs[0], "prompt": [{**USER, "content": "other"}]}]
+        )
+        write(
+            "outputs/tiny/candidates/candidates.jsonl", [{"prompt_id": "0", "prompt": "Q", "candidates": ["A", "B"]}]
+        )
+        tokenizer = train_tokenizer(["The cow eats grass.", "QA"] * 20, 320)
+        special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+        config = LlamaConfig(vocab_size=len(tokenizer), **sizes, **special, num_labels=1)
+        torch.manual_seed(0)
+        for name in ("tokenizer", "pretrain", "sft-model", "reward"):
+            place = self.good / "outputs" / "tiny" / name
+            tokenizer.save_pretrained(place)
+            (place / "recipe.yaml").write_text(f"recipe: tiny\nstage: {name}\n")
+            if name != "tokenizer":
+                (LlamaForSequenceClassification if name == "reward" else LlamaForCausalLM)(config).save_pretrained(
+                    place
+                )
+        for stage in ("candidates", "reward", "ppo"):
+            path = self.good / "recipes" / "tiny" / f"{stage}.yaml"
+            path.write_text(
+                path.read_text().replace(
+                    "model_name_or_path: outputs/tiny/sft", "model_name_or_path: outputs/tiny/sft-model"
+                )
+            )
+        self.stop_a_run()
+
+    def write(self, name: str, rows: list) -> None:
+        path = self.good / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+
+    def stop_a_run(self) -> None:
+        """Make `stopped/`: the folder of a run of which the result is missing."""
+        with self.copy():
+            code, error = run_script("sft", ("--max_steps", "2", "--save_strategy", "steps", "--save_steps", "2"))
+            assert code == 0, error
+            Path("outputs/tiny/sft/result.json").unlink()
+            shutil.copytree("outputs/tiny/sft", self.good / "stopped")
+
+    @contextlib.contextmanager
+    def copy(self):
+        before = os.getcwd()
+        with tempfile.TemporaryDirectory(dir=self.folder) as place:
+            folder = Path(place) / "here"
+            shutil.copytree(self.good, folder)
+            os.chdir(folder)
+            try:
+                yield folder
+            finally:
+                os.chdir(before)
+
+    def refusal(self, case: Case) -> str:
+        """The one line that a case ends in; nothing that was there before may have changed."""
+        with self.copy() as folder:
+            case.spoil()
+            before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+            code, error = run_script(case.stage, case.options)
+            assert code == 2, f"{case.what}: exit code {code}: {error[-1500:]}"
+            assert "Traceback" not in error, error
+            changed = [
+                str(path) for path, content in before.items() if not path.is_file() or path.read_bytes() != content
+            ]
+            assert not changed, f"{case.what}: changed {changed}"
+            assert not Path("outputs/tiny/sft/result.json").exists()
+        lines = [line for line in error.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and error.rstrip().endswith(lines[0]), error
+        return lines[0].removeprefix("error: ").replace(str(folder), "")
+
+
+def run_script(stage: str, options: tuple[str, ...]) -> tuple[int, str]:
+    """Run a script in this process: exit code and stderr."""
+    script, error, before = str(ROOT / "scripts" / f"{stage}.py"), io.StringIO(), sys.argv
+    config = () if "--config" in options else ("--config", f"recipes/tiny/{stage}.yaml")
+    sys.argv = [script, *config, *options]
+    try:
+        with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
+            runpy.run_path(script, run_name="__main__")
+    except SystemExit as left:
+        return left.code or 0, error.getvalue()
+    finally:
+        sys.argv = before
+    return 0, error.getvalue()
+
+
+def table(bench: Bench) -> str:
+    """docs/bad_inputs.md."""
+    lines = [
+        "# Bad inputs, and what each gets",
+        "",
+        "Each of these ends in exit code 2 and this one line, before anything is trained or overwritten. The table is",
+        "written by `tests/helpers/bad_inputs.py`, and a test compares it with what the scripts say. Where a line quotes a library,",
+        f"its words are those of {versions()}.",
+    ]
+    for area, cases in CASES.items():
+        lines += ["", f"## {area}", "", "| input | line |", "|---|---|"]
+        for case in cases:
+            stage = "" if case.stage == "sft" else f" ({case.stage})"
+            lines.append(f"| {case.what}{stage} | {escaped(bench.refusal(case))} |")
+    return "\n".join(lines) + "\n"
+
+
+def versions() -> str:
+    """The libraries that some lines quote."""
+    names = ("transformers", "trl", "datasets", "safetensors", "pyarrow")
+    python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
+    return ", ".join([python, *(f"{name} {metadata.version(name)}" for name in names)])
+
+
+def escaped(text: str) -> str:
+    return f"`{text.replace('|', chr(92) + '|').replace('`', chr(39))}`"
+
+
+if __name__ == "__main__":
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HF_DATASETS_CACHE"] = f"{folder}/cache"
+        print(table(Bench(Path(folder))), end="")

@@ -1,0 +1,378 @@
+"""Every command and every example of the docs, checked or run, so that what readers copy works."""
+
+import ast
+import gzip
+import importlib
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from helpers import ROOT
+from helpers.checkout import environment, make, make_checkout, targets
+
+import sandan.run.cli
+from sandan.core.chain import CHAIN
+from sandan.run.config import StrictParser
+
+
+SRC = ROOT / "src" / "sandan"
+DOCUMENTS = [
+    "README.md",
+    "README.ja.md",
+    "data/README.md",
+    "docs/ppo.md",
+    "docs/reliability.md",
+    "docs/scaling.md",
+    "docs/bad_inputs.md",
+    "SECURITY.md",
+    "docs/ranking.md",
+    *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/*/README.md")),
+]
+SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+
+# What a test run takes off a documented command: sizes, never what the command is about.
+TRAINER = "--use_cpu --bf16 false --max_steps 2 --per_device_train_batch_size 4 --dataloader_num_workers 0"
+SMALLER = {
+    "tokenizer": "--vocab_size 400",
+    "pretrain": f"{TRAINER} --torch_compile false --block_size_tokens 32",
+    "sft": f"{TRAINER} --torch_compile false",
+    "reward": f"{TRAINER} --torch_compile false",
+    "ppo": "--use_cpu --bf16 false --total_episodes 8 --per_device_train_batch_size 4 --per_device_eval_batch_size 8 "
+    "--gradient_accumulation_steps 1 --response_length 8",
+    "evaluate": "--max_prompts 4 --max_new_tokens 8",
+    "report": "",
+}
+SMALL_MODEL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(name, *languages):
+    """Contents of a document's fenced blocks of these languages, in order."""
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", read(name), re.MULTILINE | re.DOTALL)
+    return [content for language, content in found if language in languages]
+
+
+def documented_commands():
+    """(place, command) of every command line in the documents and in the scripts' docstrings."""
+    commands = [
+        (name, line.strip())
+        for name in DOCUMENTS
+        for block in blocks(name, "bash", "sh", "console")
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+    for script in SCRIPTS:
+        docstring = ast.get_docstring(ast.parse(read(f"scripts/{script}.py")))
+        lines = docstring.replace("\\\n", " ").splitlines()
+        commands += [
+            (f"scripts/{script}.py", line.strip())
+            for line in lines
+            if line.strip().startswith(("accelerate launch", "python scripts/", "make "))
+        ]
+    return list(dict.fromkeys(commands))
+
+
+def distinct(*kinds):
+    """Documented commands whose first word is one of `kinds`, each once."""
+    return list(dict.fromkeys(line for _, line in documented_commands() if line.split()[0] in kinds))
+
+
+ACCELERATE = (".venv/bin/accelerate", "accelerate")
+PYTHON = (".venv/bin/python", "python")
+CHECKED = {"make", "cp", "sed", *ACCELERATE, *PYTHON}
+# What make says to start a stage.
+STARTS_STAGE = re.compile(r"(ACCELERATE_USE_CPU=true |\S*accelerate launch )")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A checkout with the files that the docs call `my_...`, and the recipe `english-small` cut to a toy's size."""
+    folder = make_checkout(tmp_path_factory.mktemp("docs") / "checkout")
+    questions = [f"What comes after number {number}?" for number in range(300)]
+    answers = [f"Number {number + 1} comes after it." for number in range(300)]
+    rows = list(zip(questions, answers, strict=True))
+    files = {
+        "my.jsonl": [{"text": f"{question} {answer}"} for question, answer in rows],
+        "my_texts.jsonl.gz": [{"text": f"{question} {answer}"} for question, answer in rows],
+        "my_pairs.jsonl": [{"prompt": question, "completion": answer} for question, answer in rows],
+        "my_preferences.jsonl": [
+            {"prompt": question, "chosen": answer, "rejected": "I do not care."} for question, answer in rows
+        ],
+        "my_prompts.jsonl": [{"prompt": question} for question in questions],
+    }
+    for name, content in files.items():
+        with (gzip.open if name.endswith(".gz") else open)(folder / name, "wt", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row) + "\n" for row in content)
+    recipe = folder / "recipes" / "english-small" / "pretrain.yaml"
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    settings["model_config"] |= SMALL_MODEL | {"num_key_value_heads": 2}
+    recipe.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    # `make -n seeds` really copies the report of the runs that it only pretends to make.
+    report = folder / "outputs" / "tiny" / "report"
+    report.mkdir(parents=True)
+    (report / "report.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def specs(monkeypatch):
+    """`specs("sft")` are the dataclasses that scripts/sft.py passes to `sandan.run.cli.run`."""
+
+    def capture(script):
+        captured = []
+        monkeypatch.setattr(
+            sandan.run.cli, "run", lambda main, *specs, preview=None, **_: captured.append((specs, preview))
+        )
+        runpy.run_path(str(ROOT / "scripts" / f"{script}.py"), run_name="__main__")
+        ((specs, preview),) = captured
+        return [*(sandan.run.cli._load(spec) for spec in specs), sandan.run.cli.options_of(preview)]
+
+    return capture
+
+
+def launched(words, checkout):
+    """Script and its arguments of a stage's command; where it is `accelerate launch`, its configuration is a valid file."""
+    if words[0] == "ACCELERATE_USE_CPU=true":
+        assert words[1] == ".venv/bin/python"
+        return Path(words[2]).stem, words[3:]
+    assert words[1] == "launch"
+    assert words[2] == "--config_file"
+    load_config_from_file(str(checkout / words[3]))
+    # Without it the launcher prints a traceback of its own below the script's one line.
+    words = [word for word in words if word != "--quiet"]
+    script = Path(words[4])
+    assert script.parent == Path("scripts")
+    assert script.stem in SCRIPTS
+    return script.stem, words[5:]
+
+
+def parse(specs, script, arguments):
+    """Parse as the script does. Of a GPU recipe only the precision is changed, which this machine may lack."""
+    parser = StrictParser(specs(script))
+    return parser.parse([*arguments, *(["--bf16", "false"] if "bf16" in parser.hints else [])])
+
+
+# ---------------------------------------------------------------------------------------------------------- commands
+
+
+def test_every_kind_of_command_is_checked():
+    unknown = [(place, line) for place, line in documented_commands() if line.split()[0] not in CHECKED]
+    assert not unknown, f"no test of this file checks {unknown}"
+
+
+def test_every_document_is_found():
+    assert {"recipes/tiny/README.md", "recipes/english-small/README.md"} <= set(DOCUMENTS)
+    assert {place for place, _ in documented_commands()} >= {f"scripts/{script}.py" for script in SCRIPTS}
+
+
+@pytest.mark.parametrize("command", distinct("make"))
+def test_make_command_is_accepted(checkout, specs, monkeypatch, command):
+    arguments = shlex.split(command)[1:]
+    goals = [word for word in arguments if "=" not in word]
+    assert goals
+    assert set(goals) <= set(targets())
+    if "RECIPE=mine" in arguments:
+        copy_recipe(checkout)
+    done = make(checkout, "-n", *arguments)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(checkout)
+    for line in dict.fromkeys(line for line in done.stdout.splitlines() if STARTS_STAGE.match(line)):
+        parse(specs, *launched(shlex.split(line), checkout))
+    for line in done.stdout.replace("\\\n", " ").splitlines():
+        if line.lstrip().startswith(".venv/bin/python scripts/"):
+            words = shlex.split(line)
+            parse(specs, Path(words[1]).stem, words[2:])
+
+
+@pytest.mark.parametrize("command", distinct(*ACCELERATE))
+def test_accelerate_command_is_parsed(checkout, specs, monkeypatch, command):
+    monkeypatch.chdir(checkout)
+    parse(specs, *launched(shlex.split(command), checkout))
+
+
+@pytest.mark.parametrize("command", distinct(*PYTHON))
+def test_python_command_runs_or_is_parsed(checkout, specs, monkeypatch, command):
+    words = shlex.split(command)
+    monkeypatch.chdir(checkout)
+    if words[1].startswith("scripts/") and not {"--help", "--help_all"} & set(words):
+        parse(specs, Path(words[1]).stem, words[2:])
+        return
+    done = run_python(checkout, *words[1:])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def run_python(checkout, *arguments, timeout=120):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        check=False,
+        cwd=checkout,
+        env=environment() | OFFLINE,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=timeout,
+    )
+
+
+def copy_recipe(checkout):
+    """What the docs say about a recipe of one's own, once."""
+    if not (checkout / "recipes" / "mine").exists():
+        for line in distinct("cp", "sed"):
+            subprocess.run(shlex.split(line) if "*" not in line else ["bash", "-c", line], check=True, cwd=checkout)
+
+
+def test_a_recipe_of_ones_own_writes_to_its_own_folder(checkout):
+    copy_recipe(checkout)
+    for path in (checkout / "recipes" / "mine").glob("*.yaml"):
+        text = path.read_text(encoding="utf-8")
+        assert "outputs/tiny" not in text
+        assert yaml.safe_load(text)["output_dir"] == f"outputs/mine/{path.stem}"
+
+
+def test_the_table_of_stages_is_the_chain():
+    for name in ("README.md", "README.ja.md"):
+        assert tuple(re.findall(r"^\| `make (\w+)` \|", read(name), re.MULTILINE)) == CHAIN
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_inline_make_targets_exist(name):
+    mentioned = re.findall(r"`make ([a-z_-]+)", read(name))
+    assert set(mentioned) <= set(targets())
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_yaml_examples_hold_valid_keys(name, specs):
+    keys = StrictParser(specs("sft")).hints
+    for block in blocks(name, "yaml"):
+        assert set(yaml.safe_load(block)) <= set(keys)
+
+
+# ------------------------------------------------------------------------------------------------- really run (slow)
+
+
+def own_data_commands():
+    """(stage, line) of every documented make command of the recipe for own data, in order."""
+    lines = [line for line in distinct("make") if "--data_files my" in line or "report RECIPE=english-small" in line]
+    return [(line.split()[1], line) for line in sorted(lines, key=lambda line: CHAIN.index(line.split()[1]))]
+
+
+@pytest.mark.slow
+def test_own_data_runs_through_every_stage(checkout):
+    commands = own_data_commands()
+    assert [stage for stage, _ in commands] == ["tokenizer", "pretrain", "sft", "reward", "ppo", "evaluate", "report"]
+    for stage, line in commands:
+        planned = make(checkout, "-n", *shlex.split(line)[1:]).stdout.splitlines()
+        words = shlex.split(next(one for one in reversed(planned) if STARTS_STAGE.match(one)))
+        script, arguments = launched(words, checkout)
+        done = run_python(checkout, f"scripts/{script}.py", *arguments, *SMALLER[stage].split())
+        # Two steps teach nothing: the report may say so.
+        assert done.returncode == 0 or (stage == "report" and done.returncode == 1), done.stderr[-3000:]
+        result = json.loads((checkout / "outputs" / "english-small" / stage / "result.json").read_text())
+        assert (result["stage"], result["recipe"]) == (stage, "english-small")
+        own = re.search(r"my_\w+\.jsonl(\.gz)?", line)
+        assert not own or own[0] in result["inputs"]
+    assert json.loads((checkout / "outputs/english-small/report/report.json").read_text())["comparison"]
+
+
+@pytest.mark.slow
+def test_own_data_of_the_docstrings_runs(checkout):
+    commands = [line for line in distinct(*ACCELERATE) if "--data_files my" in line]
+    assert commands
+    for line in commands:
+        script, arguments = launched(shlex.split(line), checkout)
+        done = run_python(checkout, f"scripts/{script}.py", *arguments, *SMALLER[script].split())
+        assert done.returncode == 0, done.stderr[-3000:]
+        output = arguments[arguments.index("--output_dir") + 1]
+        assert (checkout / output / "result.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", list(dict.fromkeys(one for name in DOCUMENTS for one in blocks(name, "python"))))
+def test_python_example_runs(tmp_path, block):
+    done = run_python(tmp_path, "-c", block)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, last = map(float, re.search(r"([\d.]+) at first, ([\d.]+) at the end", done.stdout).groups())
+    assert last > first + 0.1
+
+
+# ------------------------------------------------------------------------------------------------ documents as such
+
+
+def test_both_languages_have_the_same_commands():
+    languages = ("bash", "sh", "console", "python", "yaml")
+    assert blocks("README.md", *languages) == blocks("README.ja.md", *languages)
+
+
+def test_both_languages_have_the_same_shape():
+    shapes = []
+    for name in ("README.md", "README.ja.md"):
+        text = re.sub(r"^```.*?^```$", "", read(name), flags=re.MULTILINE | re.DOTALL)
+        headings = re.findall(r"^(#+) ", text, re.MULTILINE)
+        results = re.search(r"<!-- results:begin -->\n(.*?)<!-- results:end -->", text, re.DOTALL)
+        assert results, f"{name}: no block of results"
+        text = text.replace(results[0], "")
+        items, cells = re.findall(r"^- ", text, re.MULTILINE), re.findall(r"^\|.*\|$", text, re.MULTILINE)
+        shapes.append((headings, len(items), len(cells), sorted(links(text) - {"README.md", "README.ja.md"})))
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("recipe", ["tiny", "english-small"])
+def test_recipes_say_what_to_expect(recipe):
+    assert re.search(
+        r"<!-- expected:begin -->\n(.*?)<!-- expected:end -->", read(f"recipes/{recipe}/README.md"), re.DOTALL
+    )
+
+
+def links(text):
+    """Targets of markdown links and images."""
+    return {*re.findall(r"\]\(([^)\s]+)\)", text), *re.findall(r'(?:src|href)="([^"]+)"', text)}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_relative_links_exist(name):
+    text = re.sub(r"^```.*?^```$", "", read(name), flags=re.MULTILINE | re.DOTALL)
+    relative = [link.partition("#")[0] for link in links(text) if not re.match(r"https?://|#|mailto:", link)]
+    missing = [link for link in relative if not os.path.exists((ROOT / name).parent / link)]
+    assert not missing, f"{name}: {missing}"
+
+
+def test_the_readme_names_files_and_folders_that_exist():
+    for name in ("README.md", "README.ja.md"):
+        for line in blocks(name, "text")[0].splitlines():
+            place = line.split()[0]
+            if place == "outputs/":
+                continue
+            assert list(ROOT.glob(re.sub(r"<\w+>", "*", place).rstrip("/"))), f"{name}: {place}"
+
+
+def test_the_ledger_names_functions_that_exist():
+    text = read("docs/ppo.md")
+    ledger = text[text.index("## The ledger") : text.index("## Migration")]
+    cells = [row.split("|")[4] for row in ledger.splitlines() if row.count("|") == 6]
+    names = [name for cell in cells for name in re.findall(r"`(?!transformers)([a-z_]+(?:\.\w+)+)`", cell)]
+    assert len(names) > 50
+    for name in names:
+        module, *path = name.split(".")
+        rooms = [room for room in ("ppo", "models", "reward", "training") if (SRC / room / f"{module}.py").is_file()]
+        found = [importlib.import_module(f"sandan.{room}.{module}") for room in rooms]
+        assert any(has_path(one, path) for one in found), name
+
+
+def has_path(owner, path):
+    for name in path:
+        if not hasattr(owner, name):
+            return False
+        owner = getattr(owner, name)
+    return True
