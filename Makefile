@@ -158,7 +158,7 @@ style: $(VENV)/.ready ## Format and lint
 
 .PHONY: quality
 quality: $(VENV)/.ready ## Check format, lint, and who imports whom
-	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports setup.cfg
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports --no-logo --no-cache setup.cfg
 
 .PHONY: test-fast
 test-fast: $(VENV)/.ready ## The tests without the slow ones and the embedded chain

@@ -1,0 +1,1 @@
+"""Data files: read, checked, loaded; and how text becomes chat turns."""

@@ -1,0 +1,1 @@
+"""What leaves for the Hugging Face Hub: cards, and pushing."""

@@ -1,0 +1,1 @@
+"""Models and tokenizers of transformers: loading, rendering rows, sampling, scoring, memory."""

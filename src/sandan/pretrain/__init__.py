@@ -1,0 +1,1 @@
+"""Step 1, pre-training: a tokenizer, blocks of text, a model, its trainer."""

@@ -1,0 +1,1 @@
+"""One report of a whole recipe: checks, figures, charts, a page and a table."""

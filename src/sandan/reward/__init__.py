@@ -1,0 +1,1 @@
+"""Step 3, the reward model: its trainer, its metrics, its scale, and the gate before PPO."""

@@ -1,0 +1,1 @@
+"""How a script runs: the command line, the recipe file, the dry run."""

@@ -1,0 +1,1 @@
+"""Step 2, fine-tuning on prompts and answers."""

@@ -1,0 +1,1 @@
+"""What every trainer adds to transformers' own: whole checkpoints, exact resumption, guards."""
