@@ -217,7 +217,7 @@ def test_hashes_on_disk_find_what_hashes_in_memory_find(here, monkeypatch, in_me
 
 MEMORY = """
 import resource, sys
-from sandan.validation import Findings, RowHashes, repeated, scan_file
+from sandan.data.row_checks import Findings, RowHashes, repeated, scan_file
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 hashes, findings = RowHashes(), Findings()
 rows = scan_file(sys.argv[1], [("text",)], findings, hashes)

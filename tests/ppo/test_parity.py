@@ -117,14 +117,23 @@ def test_documented_tests_exist():
 
 
 def test_documented_functions_exist():
-    ours = {path.stem for path in (ROOT / "src" / "sandan" / "ppo").glob("*.py")} | {"generation"}
+    rooms = [ROOT / "src" / "sandan" / room for room in ("ppo", "models", "reward", "training")]
+    ours = {path.stem for room in rooms for path in room.glob("*.py")}
     names = documented(rf"({'|'.join(sorted(ours))})\.\w+(\.\w+)*")
-    assert len(names) > 30
+    assert len(names) > 50
     for name in names:
-        module, *attributes = name.split(".")
-        found = importlib.import_module(f"sandan.{module}" if module == "generation" else f"sandan.ppo.{module}")
-        for attribute in attributes:
-            found = getattr(found, attribute)
+        module, *path = name.split(".")
+        files = [room / f"{module}.py" for room in rooms if (room / f"{module}.py").is_file()]
+        found = [importlib.import_module(f"sandan.{file.parent.name}.{module}") for file in files]
+        assert any(has_path(owner, path) for owner in found), name
+
+
+def has_path(owner, path):
+    for name in path:
+        if not hasattr(owner, name):
+            return False
+        owner = getattr(owner, name)
+    return True
 
 
 def test_documented_settings_and_metrics_exist():

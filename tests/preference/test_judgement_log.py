@@ -142,7 +142,7 @@ def test_a_full_disk_is_told_and_keeps_the_lines_before(path, monkeypatch):
 
 def test_threads_and_processes_write_whole_lines(path):
     code = textwrap.dedent(f"""
-        from sandan.annotation.log import JudgementLog
+        from sandan.preference.judgement_log import JudgementLog
         log = JudgementLog({str(path)!r})
         for number in range(25):
             log.append({{"event": "skip", "ticket": "t", "annotator": "process", "number": number, "text": "x" * 9000}})
@@ -165,7 +165,7 @@ def test_threads_and_processes_write_whole_lines(path):
 def test_kill_at_any_moment_keeps_every_line_that_was_acknowledged(path):
     code = textwrap.dedent(f"""
         import sys
-        from sandan.annotation.log import JudgementLog
+        from sandan.preference.judgement_log import JudgementLog
         log = JudgementLog({str(path)!r})
         for number in range(10**6):
             log.append({{"event": "skip", "ticket": "t", "annotator": "a", "number": number, "text": "x" * 5000}})

@@ -2,7 +2,6 @@
 
 import ast
 import gzip
-import importlib
 import json
 import os
 import re
@@ -23,7 +22,6 @@ from sandan.core.chain import CHAIN
 from sandan.run.config import StrictParser
 
 
-SRC = ROOT / "src" / "sandan"
 DOCUMENTS = [
     "README.md",
     "README.ja.md",
@@ -355,24 +353,3 @@ def test_the_readme_names_files_and_folders_that_exist():
             if place == "outputs/":
                 continue
             assert list(ROOT.glob(re.sub(r"<\w+>", "*", place).rstrip("/"))), f"{name}: {place}"
-
-
-def test_the_ledger_names_functions_that_exist():
-    text = read("docs/ppo.md")
-    ledger = text[text.index("## The ledger") : text.index("## Migration")]
-    cells = [row.split("|")[4] for row in ledger.splitlines() if row.count("|") == 6]
-    names = [name for cell in cells for name in re.findall(r"`(?!transformers)([a-z_]+(?:\.\w+)+)`", cell)]
-    assert len(names) > 50
-    for name in names:
-        module, *path = name.split(".")
-        rooms = [room for room in ("ppo", "models", "reward", "training") if (SRC / room / f"{module}.py").is_file()]
-        found = [importlib.import_module(f"sandan.{room}.{module}") for room in rooms]
-        assert any(has_path(one, path) for one in found), name
-
-
-def has_path(owner, path):
-    for name in path:
-        if not hasattr(owner, name):
-            return False
-        owner = getattr(owner, name)
-    return True
