@@ -109,7 +109,7 @@ def documented(pattern):
 def test_documented_tests_exist():
     defined = {
         name
-        for path in (ROOT / "tests").glob("test_*.py")
+        for path in (ROOT / "tests").rglob("test_*.py")
         for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
     assert len(documented(r"test_\w+")) > 40
