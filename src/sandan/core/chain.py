@@ -18,12 +18,12 @@ class StageRow:
         help: the line of `make help`.
         needs: the earlier stages whose results it reads.
         script: the stem of its file in `scripts/`, where that is not `name`.
-        cpu_only: it runs on the CPU however the others are launched.
-        repository: the end of its repository's name on the Hub; None: it is not pushed.
+        cpu_only: it always runs on the CPU, even if the other stages run on GPUs.
+        repository: the end of its repository's name on the Hub; None if the stage is not pushed.
         description: the first sentence of its card.
-        auto_class: the class of transformers that loads its folder; None: it makes data.
+        auto_class: the class of transformers that loads its folder; None if the stage makes data.
         task: the Hub's name of the task that its model is for.
-        starts_from: the stage whose model it goes on training.
+        starts_from: the stage whose model it trains further.
         evaluated_as: the name of its model in the evaluation.
     """
 
