@@ -1,7 +1,7 @@
 """The stages of the chain, one row each: what a stage is called, needs, makes, and is pushed as.
 
-A new stage is a row here, a script (`scripts/<name>.py`) and a recipe file (`recipes/<recipe>/<name>.yaml`). The Makefile
-reads the rows by running this file, before anything is installed, so it imports nothing but the standard library.
+A new stage is a row here, a script (`scripts/<name>.py`) and a recipe file (`recipes/<recipe>/<name>.yaml`). The
+Makefile reads the rows by running this file before anything is installed, so it imports only the standard library.
 """
 
 import sys
@@ -149,7 +149,7 @@ CHAIN = tuple(STAGES)
 
 
 def main() -> None:
-    """Write each row as one word for the Makefile, `name:script:cpu_only:needs,...`, or with `help` as a line to read."""
+    """Print each row as a word for the Makefile, `name:script:cpu_only:needs,...`, or with `help` as a help line."""
     for row in ROWS:
         if sys.argv[1:] == ["help"]:
             sys.stdout.write(f"  make {row.name:<14} {row.help}\n")

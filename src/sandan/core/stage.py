@@ -1,7 +1,7 @@
 """The output folder of a stage: who owns it, `recipe.yaml`, `result.json`, lineage.
 
-`outputs/<recipe>/<stage>/` is all that later stages read: a standard Hugging Face folder (or JSONL files), `recipe.yaml`
-(the settings of the run) and `result.json`, which is written last: if it is there, the stage is complete.
+Later stages read nothing but `outputs/<recipe>/<stage>/`: a standard Hugging Face folder (or JSONL files),
+`recipe.yaml` (the settings of the run) and `result.json`, which is written last: if it exists, the stage is complete.
 """
 
 import dataclasses
@@ -171,7 +171,7 @@ class Stage:
         write_text(self.output_dir / RESULT, json.dumps(result, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
 
     def was_finished(self) -> bool:
-        """Return whether the earlier run in this folder had finished. Call it after [`open`], before [`begin_writing`]."""
+        """Return whether the earlier run in this folder finished. Call after [`open`], before [`begin_writing`]."""
         return _aside(self.output_dir / RESULT).is_file()
 
     def begin_writing(self) -> None:

@@ -3,8 +3,8 @@
     python scripts/push.py --recipe_dir outputs/tiny --hub_id alice/tiny
 
 Repositories are private by default. Only files of an allow-list are sent, none of them pickled, and only after all of
-them were searched for secrets. After a failed push, run the same command again: files that have already arrived are not
-sent again.
+them were searched for secrets. After a failed push, run the same command again: files that have already arrived are
+not sent again.
 """
 
 import fnmatch

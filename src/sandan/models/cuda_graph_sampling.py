@@ -202,7 +202,7 @@ class Decoder:
         ids = torch.zeros(self.rows, self.prompt_tokens, dtype=torch.long, device=self.device)
         mask = torch.zeros_like(ids)
         ids[:batch, -width:], mask[:batch, -width:] = input_ids, attention_mask
-        # Unused rows see one token, because attention over no token at all gives NaN.
+        # Unused rows see one token, so that attention has at least one token in every row.
         mask[batch:, -1] = 1
         self.cache.reset()
         logits = self.model(

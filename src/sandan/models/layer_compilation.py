@@ -10,7 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 # A layer is compiled again for each combination of adapters on or off, gradients or none, padding or none.
 MAX_VERSIONS = 64
 # The share of activations that a layer keeps for its backward pass. The rest, if it is cheap to compute (the product
-# inside a gated MLP), is computed again: 30 kB per token and layer instead of 43 at 0.5B, with no extra matrix product.
+# inside a gated MLP), is computed again: 30 kB per token and layer instead of 43 at 0.5B, and no more matrix products.
 ACTIVATION_MEMORY_BUDGET = 0.9
 BACKEND = "inductor"
 

@@ -69,7 +69,7 @@ def check_vocabulary(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizer
 
 
 def check_reading(tokenizer: "PreTrainedTokenizerBase", path: str, config: "PretrainedConfig") -> None:
-    """Raise [`UserError`] if the tokenizer at `path` would split text differently when saved with a model of this kind.
+    """Raise [`UserError`] if the tokenizer at `path` would read text differently when saved with a model of this kind.
 
     For a few kinds of model (`qwen2`) transformers uses that kind's own tokenizer class and ignores the files.
     """
@@ -96,7 +96,7 @@ def check_same_tokens(tokenizer: "PreTrainedTokenizerBase", path: str, key: str)
 
 
 def model_init_kwargs(model_args: "ModelConfig", extra: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the `from_pretrained` keywords of a [`~trl.ModelConfig`]; `extra` (`model_init_kwargs`) overrides them."""
+    """Return `from_pretrained` keywords of a [`~trl.ModelConfig`]; `extra` (`model_init_kwargs`) overrides them."""
     return {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,

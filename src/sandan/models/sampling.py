@@ -31,8 +31,8 @@ def sampling_config(
 ) -> GenerationConfig:
     """Return a complete configuration that uses nothing of the model's `generation_config` (penalties, filters).
 
-    `temperature` 0 means greedy. The pad token is never sampled unless it is also the stop token, because a sampled pad
-    token could not be told from padding.
+    `temperature` 0 means greedy. The pad token is never sampled unless it is also the stop token: a sampled pad token
+    could not be told from padding.
     """
     stop = tokenizer.eos_token_id if stop_token_id is None else stop_token_id
     greedy = temperature == 0

@@ -20,7 +20,7 @@ ENDED_SHARE = 0.1
 
 
 def shrinks(model: "PreTrainedModel") -> bool:
-    """Return whether [`sample_shrinking`] supports this model: a decoder on the CPU whose layers all see every token."""
+    """Return whether [`sample_shrinking`] supports a model: a decoder on the CPU whose layers all see every token."""
     config = model.config.get_text_config()
     window = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
     return (
@@ -53,8 +53,8 @@ def sample_shrinking(
         suppressed: ids that are never sampled.
 
     Returns:
-        `(B * answers_per_prompt, max_new_tokens)`; the answers to one prompt follow each other, and positions after the
-        stop token are filled with the stop token.
+        `(B * answers_per_prompt, max_new_tokens)`; the answers to one prompt follow each other, and positions after
+        the stop token are filled with the stop token.
     """
     cache = DynamicCache(config=model.config)
     positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
@@ -86,11 +86,11 @@ def sample_shrinking(
 def _draw(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """Draw token ids `(B,)` from softmax(logits / temperature); with temperature 0 take the most likely ones.
 
-    The cumulative distribution is inverted, with one random number per row. `torch.multinomial` draws one for each token
-    of the vocabulary; with replacement it may draw a token of probability 0.
+    The cumulative distribution is inverted, with one random number per row. `torch.multinomial` draws one for each
+    token of the vocabulary; with replacement it may draw a token of probability 0.
 
     Raises:
-        RuntimeError: if the logits hold NaN.
+        RuntimeError: if the probabilities are not finite numbers.
     """
     if temperature == 0:
         return logits.argmax(-1)

@@ -2,7 +2,7 @@
 
 transformers and TRL mark the ends of segments with `cu_seq_lens_q` and `max_length_q`, which only the kernels of the
 flash-attn package read. [`VARLEN`] is transformers' SDPA attention extended to read them too, because PyTorch also has
-such a kernel (`torch.nn.attention.varlen`). Where that cannot run (CPU, float32), rows are padded inside attention only.
+such a kernel (`torch.nn.attention.varlen`). Where it cannot run (CPU, float32), rows are padded inside attention only.
 """
 
 import inspect
@@ -152,7 +152,7 @@ def _by_padding(
     scaling: float | None,
     dropout: float,
 ) -> torch.Tensor:
-    """Compute attention on padded rows. It needs no mask: padding follows a row, and causal attention looks back only."""
+    """Compute attention on padded rows. No mask is needed: padding comes last, causal attention only looks back."""
     tokens = torch.arange(len(query), device=query.device, dtype=bounds.dtype)
     row = torch.searchsorted(bounds[1:], tokens, right=True)
     column = tokens - bounds[row]
@@ -170,7 +170,7 @@ def _by_padding(
 def _mask_of_padding(
     *, q_length: int, kv_length: int, attention_mask: torch.Tensor | None = None, **kwargs: Any
 ) -> torch.Tensor | None:
-    """Return transformers' mask if there is padding or a cache, else None: causal attention and segments need no mask."""
+    """Return transformers' mask if there is padding or a cache, else None: causal attention and segments need none."""
     if attention_mask is None and q_length == kv_length:
         return None
     return sdpa_mask(q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **kwargs)

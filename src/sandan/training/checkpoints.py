@@ -1,7 +1,7 @@
 """Checkpoints that exist only when they are complete, and the choice of the checkpoint from which a run resumes.
 
 A checkpoint is written into a temporary folder, every file is synced, `MANIFEST.json` with the size and sha256 of each
-is written last, and then the folder is renamed: even if the process is killed, every folder `checkpoint-N` is complete.
+is written last, and then the folder is renamed: even if the process is killed, each folder `checkpoint-N` is complete.
 The manifest also records the run (settings, data, number of processes), so that another run does not resume from it.
 """
 
@@ -108,7 +108,7 @@ def remove(folder: Path) -> None:
 
 
 def rotate(output_dir: Path, limit: int | None, best: str | None) -> None:
-    """Keep the newest `limit` checkpoints, the best among them. (Trainer's own rotation counts broken folders too.)"""
+    """Keep `limit` checkpoints: the best and the newest ones. (Trainer's own rotation counts broken folders too.)"""
     found = [folder for _, folder in numbered(output_dir)]
     if limit is None or limit <= 0 or len(found) <= limit:
         return

@@ -199,7 +199,7 @@ def merge_adapters(model: "PreTrainedModel | PeftModel", stage: Stage) -> None:
 
 
 def set_stop_token(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Copy the tokenizer's special tokens into the model's configs, so that everyone who loads it stops at the same token."""
+    """Copy the tokenizer's special tokens into the model's configs, so that generation always stops at its EOS."""
     for config in (model.config, model.generation_config):
         config.eos_token_id = tokenizer.eos_token_id
         config.pad_token_id = tokenizer.pad_token_id

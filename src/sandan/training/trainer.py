@@ -1,8 +1,8 @@
 """Base classes of all trainers: complete checkpoints, exact resumption, an orderly stop, checks for finite numbers.
 
 1. A checkpoint is written to a temporary folder and renamed when it is complete ([`checkpoints`](checkpoints.py)).
-2. Values that Trainer would lose between two logs (the loss so far, TRL's means) are saved in the checkpoint, so that a
-   resumed run logs the same as an uninterrupted one.
+2. Values that Trainer would lose between two logs (the loss so far, TRL's means) are saved in the checkpoint, so that
+   a resumed run logs the same as an uninterrupted one.
 3. On SIGTERM or SIGINT the current step is finished, then saved. Long phases without steps stop at once, because the
    state does not change in them ([`signals`](../core/signals.py)).
 4. A loss or gradient that is not finite ends the run before the optimizer uses it.
@@ -190,7 +190,7 @@ class ReliableTrainer(Trainer):
         """Return the state to restore that Trainer does not save, in JSON types, the same on all ranks."""
         state: dict[str, Any] = {"logged_loss": self._earlier_loss + self._total_loss_scalar}
         if self.state.global_step > self._globalstep_last_logged:
-            # Trainer does not save what it has not logged yet; without this the next log of a resumed run would differ.
+            # Trainer does not save what it has not logged yet: without this the next log after resuming would differ.
             loss = self.accelerator.reduce(self._tr_loss.detach().clone(), reduction="sum").item()
             state["unlogged"] = {
                 "loss": loss / self.accelerator.num_processes,
