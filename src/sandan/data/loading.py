@@ -328,7 +328,7 @@ def local_files(source: DatasetConfig) -> list[str]:
     files = (
         [files]
         if isinstance(files, str)
-        else [f for v in files.values() for f in v]
+        else [file for group in files.values() for file in group]
         if isinstance(files, dict)
         else files
     )

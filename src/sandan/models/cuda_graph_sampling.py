@@ -93,7 +93,7 @@ def whole(weight: torch.Tensor) -> torch.Tensor:
 
 
 class Decoder:
-    """Samples from a copy of a policy; [`load`] brings the policy's weights into it.
+    """Sampler with its own copy of a policy; [`load`] copies the policy's weights into it.
 
     Args:
         policy: the model that is trained, or a PEFT model (its active adapter is merged into the copy).

@@ -209,7 +209,7 @@ def build_models(
 
 
 def _own_critic(value_model: Any, rewards: list[Reward], policy: nn.Module) -> PreTrainedModel:
-    """Return the critic: the given model, else a copy of the first reward model, else a copy of the policy's backbone."""
+    """Return the critic: the given model, else a copy of the first reward model, else of the policy's backbone."""
     first = rewards[0]
     if any(isinstance(reward, ModelReward) and value_model is reward.model for reward in rewards):
         raise ValueError("value_model is the reward model itself, which stays frozen; give a copy or leave it out")

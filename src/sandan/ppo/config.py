@@ -313,7 +313,7 @@ class PPOConfig(TrainingArguments):
         self.ignore_data_skip = True
 
     def check(self, accelerator: Accelerator, optimizer: torch.optim.Optimizer | None) -> None:
-        """Refuse options that do not work with FSDP or DeepSpeed, and set defaults that depend on them.
+        """Refuse options that do not work with FSDP, DeepSpeed or a given optimizer, and set `max_approx_kl`.
 
         Args:
             optimizer: the caller's own optimizer, if any.

@@ -14,8 +14,8 @@ from typing import Any
 WINDOW = 3
 # Number of entries in which the critic may explain nothing before this is reported.
 CRITIC_PATIENCE = 10
-# At one nat a sampled token is e times as likely as under the reference, at two nats 7 times: the policy then no longer
-# chooses among answers that the reference gives.
+# At one nat a sampled token is e times as likely as under the reference, at two nats 7 times: the policy then no
+# longer chooses among answers that the reference gives.
 MAX_KL_PER_TOKEN, LOST_KL_PER_TOKEN = 1.0, 2.0
 MAX_LENGTH_GROWTH = 1.5
 MAX_REPETITION_GROWTH = 0.2

@@ -1,6 +1,6 @@
 """The formulas of PPO for language models: pure functions, to be read beside the papers.
 
-For a prompt x and a response y_0 ... y_n sampled at temperature tau, n the index of the first stop token (or the last):
+For a prompt x and a response y_0 ... y_n sampled at temperature tau, n the index of the first stop token (or the end):
 
     r_t = -beta kl_t + [t = e] score                                            token rewards   Ziegler et al. 2019
     delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1}     advantages   Schulman et al. 2016
@@ -115,7 +115,7 @@ def generalized_advantages(
 def whiten(
     values: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True, reduce: Reduce = _on_one_rank
 ) -> torch.Tensor:
-    """Scale to unit variance (unbiased) and, with `shift_mean`, to mean 0 over the positions in the masks of all ranks.
+    """Scale to unit variance (unbiased) and, with `shift_mean`, to mean 0, over the positions in all ranks' masks.
 
     Args:
         values (`(B, T)`), mask (boolean `(B, T)`): the result is 0 outside the mask.

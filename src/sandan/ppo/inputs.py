@@ -19,7 +19,7 @@ def takes(model: nn.Module, name: str) -> bool:
 
 
 def forward_inputs(model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> dict[str, Any]:
-    """Return the arguments of forward for a left-padded batch, so that each row gives the same result as it would alone.
+    """Return the forward arguments for a left-padded batch, so that each row gives the same result as it would alone.
 
     Positions count real tokens, and padding becomes token 0, because a pad id may be outside the embedding table.
 

@@ -135,7 +135,7 @@ class UpdateMetrics:
         self._step += torch.stack([sums[name].detach().float() for name in ("policy/approxkl_avg", "tokens")])
 
     def step_approx_kl(self) -> float:
-        """Return the approximate KL of the current optimizer step, in nats per token, and reset it for the next step."""
+        """Return the approximate KL of the current optimizer step, in nats per token, and reset it for the next."""
         approx_kl, tokens = self.over_ranks.sum(self._step).tolist()
         self._step.zero_()
         return approx_kl / tokens

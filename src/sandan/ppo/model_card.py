@@ -37,7 +37,7 @@ STAYS_HOME = ("*.bin", "*.pt", "*.pth", "*.distcp", ".metadata", "ppo_state.json
 def write_model_card(
     trainer: Trainer, model_name: str | None, dataset_name: str | None, tags: str | list[str] | None
 ) -> None:
-    """Write `README.md` into the trainer's output folder, on the main process; see [`PPOTrainer.create_model_card`]."""
+    """Write `README.md` into the trainer's output folder, on the main process (`PPOTrainer.create_model_card`)."""
     args = trainer.args
     if not trainer.is_world_process_zero():
         return

@@ -129,7 +129,7 @@ class PolicyAndValue(nn.Module):
 
     @property
     def _no_split_modules(self) -> set[str]:
-        """Return the names of layers that FSDP gathers one at a time; without them it would gather everything at once."""
+        """Return the names of layers that FSDP gathers one at a time; without them it would gather all at once."""
         return {name for model in (self.policy, self.value_model) for name in model._no_split_modules or ()}
 
     def tie_weights(self) -> None:

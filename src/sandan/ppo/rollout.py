@@ -95,9 +95,9 @@ class Rollout:
             yield list(batched(sorted(minibatch.tolist(), key=self.tokens), rows))
 
     def width(self, indices: Sequence[int], response_length: int) -> int:
-        """Return the response positions that these rows need: the longest response and, if possible, one position more.
+        """Return the number of response positions that these rows need: the longest response, and one for the score.
 
-        The score is paid at that further position.
+        There is no position for the score if it would exceed `response_length`.
         """
         return min(max(len(self.completions[index].token_ids) for index in indices) + 1, response_length)
 

@@ -133,7 +133,7 @@ class Sampler:
         return Rollout(rows, completions, gather_seconds=gather_seconds)
 
     def _batches(self, rows: list[dict[str, Any]], size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield left-padded prompts and their masks, both `(batch, seq)`. Padding is token 0, which every model has."""
+        """Yield left-padded prompts and their masks, both `(batch, seq)`. Padding is token 0, which no model lacks."""
         for batch in batched(rows, size):
             leave_if_asked(self.accelerator)
             ids, mask = pad_left([row[INPUT_IDS] for row in batch], self.tokenizer.pad_token_id)

@@ -57,8 +57,8 @@ def policy_for_generation(model: nn.Module, accelerator: Accelerator, gather: bo
 def exact_outputs(plugin: FullyShardedDataParallelPlugin) -> None:
     """Keep log-probs and values in float32 under mixed precision, and sum gradients in float32.
 
-    accelerate lets FSDP2 cast a model's outputs. Log-probs in bf16 have errors of some hundredths of a nat, as large as
-    the differences that PPO measures. (transformers uses the same policy for FSDP2.)
+    accelerate lets FSDP2 cast a model's outputs. Log-probs in bf16 have errors of some hundredths of a nat, as large
+    as the differences that PPO measures. (transformers uses the same policy for FSDP2.)
     """
     policy = plugin.mixed_precision_policy
     if policy is not None:

@@ -103,8 +103,10 @@ class Adapters:
             raise ValueError(f"{source}: an adapter for other layers: {(found.unexpected_keys + missing)[0]}")
 
     def recomputation(self) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
-        """Return the contexts for activation checkpointing (`context_fn`), so that a layer is recomputed with the
-        adapter that was active in the forward pass."""
+        """Return the contexts for activation checkpointing (`context_fn`).
+
+        They make sure that a layer is recomputed with the adapter that was active in the forward pass.
+        """
         return contextlib.nullcontext(), self.using(self.active)
 
 
@@ -219,7 +221,7 @@ def _same_model(one: str | None, other: str) -> bool:
 
 
 def critic_adapter(adapters: Adapters, reward: Any) -> AdapterHead:
-    """Return the critic as an adapter: a copy of the reward's if that shares the backbone, else a new one with V = 0."""
+    """Return the critic as an adapter: a copy of the reward's if that shares the backbone, else a new one, V = 0."""
     shared = isinstance(reward, AdapterHead)
     source = adapters.policy.peft_config[REWARD if shared else adapters.own]
     adapters.add(CRITIC, source, trained=True)

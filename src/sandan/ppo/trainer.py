@@ -2,14 +2,15 @@
 
 How it differs from the textbook algorithm, and from TRL's last PPOTrainer:
 
-1. An update uses a rollout batch for `num_ppo_epochs` x `num_mini_batches` optimizer steps. For Trainer an update is an
-   epoch over a loader that yields micro-batches, so Trainer makes logs, evaluation, checkpoints, schedule, clipping,
-   callbacks and resume. If one of them is due inside an update, it waits for the end of the update.
+1. An update uses a rollout batch for `num_ppo_epochs` x `num_mini_batches` optimizer steps. For Trainer an update is
+   an epoch over a loader that yields micro-batches, so logs, evaluation, checkpoints, schedule, clipping, callbacks
+   and resume are Trainer's. A log, evaluation or checkpoint that is due inside an update waits for its end.
 2. Old log-probs come from the training forward over the same micro-batches as in the first epoch, not from `generate`,
    so the first ratio is exactly 1.
 3. Losses are sums over tokens divided by the tokens of the whole optimizer step, over all micro-batches and ranks, so
    the gradient does not depend on how the batch is divided.
-4. Masks come from response lengths; whitening and metrics use all ranks; seeds are (seed, update, epoch, rank).
+4. Masks come from response lengths, whitening and metrics use all ranks, and randomness depends only on (seed, update,
+   epoch, rank).
 
 Read `update`: it is PPO from top to bottom. The formulas are in formulas.py, beside their papers.
 """
@@ -62,7 +63,7 @@ SAMPLING, MINIBATCHES = 1, 2
 
 
 class PPOTrainer(GuardedTrainer):
-    """Trainer of a policy and a critic with PPO, against reward models, reward functions or a mixture of them.
+    """A trainer of policy and critic with PPO, against reward models, reward functions or a mixture of them.
 
     Args:
         model: the policy, a causal LM or a path (loaded in float32).
@@ -153,8 +154,8 @@ class PPOTrainer(GuardedTrainer):
     def _begin_state(self) -> None:
         """Initialise the state that training changes. `kl_coef` and `value_center` are checkpointed.
 
-        With `center_rewards` the critic is centred by its mean value after the last token of the first batch, because a
-        critic that starts as the reward model predicts the scores before they are centred.
+        With `center_rewards` the critic is centred by its mean value after the last token of the first batch, because
+        a critic that starts as the reward model predicts the scores before they are centred.
         """
         self.callback_handler.remove_callback(DefaultFlowCallback)
         flow = UpdateFlow(lambda: len(self.train_dataset), self.after_optimizer_step)
@@ -261,10 +262,10 @@ class PPOTrainer(GuardedTrainer):
     ) -> torch.Tensor:
         """Train on a micro-batch, or compute nothing if `max_approx_kl` has stopped the update.
 
-        The remaining steps of a stopped update still count. Without gradients torch's optimizers change neither weights
-        nor moments, but Trainer's step number, and with it the learning rate, the checkpoints and the point to resume
-        from, advances as if they had been made, so it depends only on the number of updates. (In the logs they are
-        steps of loss 0 and gradient norm 0; the means of `policy/...` and `loss/...` are over the computed tokens.)
+        The remaining steps of a stopped update still count. Without gradients torch's optimizers change neither
+        weights nor moments, but Trainer's step number, and with it the learning rate, the checkpoints and the point to
+        resume from, advances as if they had been made. So it depends only on the number of updates. (In the logs they
+        are steps of loss 0 and gradient norm 0; the means of `policy/...` and `loss/...` are over computed tokens.)
         """
         if self._update_stopped:
             return torch.zeros((), device=self.accelerator.device)
@@ -452,7 +453,7 @@ class PPOTrainer(GuardedTrainer):
     # ---- TRL's names ----
 
     def null_ref_context(self) -> contextlib.AbstractContextManager[nn.Module]:
-        """Give the reference model in the block; if it is the policy with other adapters (or none), switch adapters."""
+        """Give the reference model in the block; if it is the policy with other adapters (or none), switch them."""
         policy = self.accelerator.unwrap_model(self.model_wrapped).policy
         return self.models.reference(policy, self.args.ref_adapter_name)
 
