@@ -1,4 +1,4 @@
-"""The stages of the chain, one row each: what a stage is called, needs, makes, and is pushed as.
+"""The stages of the chain, one row each, with names, inputs, results and Hub repository.
 
 A new stage is a row here, a script (`scripts/<name>.py`) and a recipe file (`recipes/<recipe>/<name>.yaml`). The
 Makefile reads the rows by running this file before anything is installed, so it imports only the standard library.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage of the chain.
+    """A stage of the chain.
 
     Args:
         name: of its recipe file, its output folder and its make target.

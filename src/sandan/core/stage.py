@@ -60,7 +60,7 @@ def is_main_process() -> bool:
 
 @dataclass
 class Stage:
-    """One run of one stage.
+    """A run of a stage.
 
     Args:
         name (`str`): stage name, the stem of its YAML and the last part of `output_dir`.

@@ -75,7 +75,7 @@ def text_of(answer: str | list[dict[str, str]]) -> str:
 
 
 def to_text(turns: Sequence[dict[str, str]]) -> str:
-    """Convert turns to one text: a single user turn unchanged, else a dialogue. [`to_turns`] is the inverse."""
+    """Convert turns to text that [`to_turns`] can read: a single user turn unchanged, else a dialogue."""
     if len(turns) == 1 and turns[0]["role"] == "user":
         return turns[0]["content"]
     names = {"user": "Human", "assistant": "Assistant"}

@@ -61,7 +61,7 @@ class Findings:
             self.shown.append(problem.at(place))
 
     def refuse(self) -> None:
-        """Raise [`UserError`] with the first problem and the counts, after logging the others that are shown."""
+        """Raise [`UserError`] with the first problem and the counts, after logging the other problems in `shown`."""
         if not self.shown:
             return
         for line in self.shown[1:]:
@@ -122,7 +122,7 @@ def describe_columns(columns: Sequence[Sequence[str]]) -> str:
 def _wrong_characters(row: Mapping[str, Any], wanted: Sequence[str]) -> Problem | None:
     """Return a problem if a text has half a surrogate pair, which no file can hold, or a NUL character.
 
-    NUL is refused only in columns that people write, because a model may sample it.
+    NUL is refused only in columns that people write, because a model may sample it in the others.
     """
     for name, value in row.items():
         nul = name in wanted and name in WRITTEN_BY_PEOPLE

@@ -35,7 +35,7 @@ def score_rows(
     batch_size: int = 128,
     **options: Any,
 ) -> list[float]:
-    """Return reward-model scores of token rows, read at the last token, as `trl.RewardTrainer` trains it.
+    """Return the reward model's scores of token rows, read at the last token, where `trl.RewardTrainer` trains it.
 
     They are on the scale that is stored with the model ([`ScoreScale`]). Equal rows (every answer of a ranking is in
     several pairs) are scored once.

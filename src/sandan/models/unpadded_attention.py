@@ -121,7 +121,7 @@ def varlen_attention(
         tensors = [tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]
     half = tensors[0].dtype in (torch.bfloat16, torch.float16)
     size = query.shape[-1]
-    # Latent attention (DeepSeek V3) has values of another size.
+    # In latent attention (DeepSeek V3) the values have another size than the queries.
     fused = device == "cuda" and half and dropout == 0.0 and size <= LARGEST_HEAD and size % 8 == 0
     fused = fused and value.shape[-1] == size
     attend = _by_kernel if fused else _by_padding

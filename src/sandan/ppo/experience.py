@@ -47,7 +47,7 @@ class Experience:
         return inputs | {f"old_{name}": getattr(self, name)[rows, :width] for name in names}
 
     def not_finite(self, over_ranks: OverRanks) -> str | None:
-        """Return the name of the first numbers that are not finite, in the order of computation, or None."""
+        """Return a text that names the first numbers that are not finite, in the order of computation, or None."""
         named = {
             "log-probs": self.logprobs.masked_fill(~self.policy_mask, 0),
             "kl": self.kl,

@@ -73,7 +73,7 @@ class FunctionReward:
 
 @dataclass
 class ModelReward:
-    """A sequence classifier with one label, read at the last token as `trl.RewardTrainer` trains it.
+    """A sequence classifier with one label, read at the last token, where `trl.RewardTrainer` trains it.
 
     Args:
         tokenizer: the policy's.

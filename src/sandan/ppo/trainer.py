@@ -181,7 +181,7 @@ class PPOTrainer(GuardedTrainer):
         with metrics.timed("time/reward_seconds"):
             components = self.score(rollout)
             scores_before, scores = self.scores(components, rollout, training=True)
-        # 3. Log-probs, reference log-probs and values as they are before the update.
+        # 3. Log-probs, reference log-probs and values before the update.
         # 4. KL-penalised rewards, advantages (GAE) and returns.
         with metrics.timed("time/forward_seconds"):
             old = self.forward(rollout)
@@ -462,6 +462,4 @@ class PPOTrainer(GuardedTrainer):
     ref_model = property(lambda self: self.models.ref_model, doc="The reference, if it is a model of its own.")
     reward_model = property(lambda self: self.models.first_reward(), doc="The first reward.")
     rewards = property(lambda self: self.models.rewards, doc="All rewards.")
-    is_peft_model = property(
-        lambda self: isinstance(self.models.policy, PeftModel), doc="True if the policy has adapters."
-    )
+    is_peft_model = property(lambda self: isinstance(self.models.policy, PeftModel), doc="True with adapters.")

@@ -45,7 +45,7 @@ class Sample:
 
 
 def prompt_rows(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", limit: int | None = None) -> Sample:
-    """Return prompts as the policy reads them; none of their tokens is trained.
+    """Return prompts as a model reads them before it samples answers; none of their tokens is trained.
 
     Args:
         limit: the most tokens of a prompt that is kept.
