@@ -1,4 +1,4 @@
-"""Pre-training, fine-tuning and RLHF of a language model, on Hugging Face parts."""
+"""Pretraining, fine-tuning and RLHF of a language model, built on Hugging Face libraries."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ __all__ = ["PPOConfig", "PPOTrainer", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: torch and transformers take seconds, `import sandan` must not.
+    # Imported on first use: torch and transformers take seconds to import, and `import sandan` must stay fast.
     if name in __all__:
         from . import ppo
 

@@ -1,4 +1,4 @@
-"""Intervals for what is measured on a sample of prompts."""
+"""Bootstrap intervals for values that were measured on a sample of prompts."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ import numpy as np
 def bootstrap_interval(
     values: Sequence[float], groups: Sequence[str] | None = None, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Mean and 95% percentile bootstrap interval: (mean, low, high).
+    """Return the mean and its 95% percentile bootstrap interval: (mean, low, high).
 
     Args:
-        values: one number a row.
+        values: one number per row.
         groups: rows that share a group (pairs of one prompt) are drawn together, as they are not independent.
         resamples: number of bootstrap samples.
     """

@@ -1,7 +1,7 @@
-"""The stages of the chain, one row each: what a stage is called, needs, makes, and is pushed as.
+"""The stages of the chain, one row each, with names, inputs, results and Hub repository.
 
-A new stage is a row here, a script (`scripts/<name>.py`) and a recipe file (`recipes/<recipe>/<name>.yaml`). The Makefile
-reads the rows by running this file, before anything is installed, so it imports nothing but the standard library.
+A new stage is a row here, a script (`scripts/<name>.py`) and a recipe file (`recipes/<recipe>/<name>.yaml`). The
+Makefile reads the rows by running this file before anything is installed, so it imports only the standard library.
 """
 
 import sys
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage of the chain.
+    """A stage of the chain.
 
     Args:
         name: of its recipe file, its output folder and its make target.
@@ -18,12 +18,12 @@ class StageRow:
         help: the line of `make help`.
         needs: the earlier stages whose results it reads.
         script: the stem of its file in `scripts/`, where that is not `name`.
-        cpu_only: it runs on the CPU however the others are launched.
-        repository: the end of its repository's name on the Hub; None: it is not pushed.
+        cpu_only: it always runs on the CPU, even if the other stages run on GPUs.
+        repository: the end of its repository's name on the Hub; None if the stage is not pushed.
         description: the first sentence of its card.
-        auto_class: the class of transformers that loads its folder; None: it makes data.
+        auto_class: the class of transformers that loads its folder; None if the stage makes data.
         task: the Hub's name of the task that its model is for.
-        starts_from: the stage whose model it goes on training.
+        starts_from: the stage whose model it trains further.
         evaluated_as: the name of its model in the evaluation.
     """
 
@@ -149,7 +149,7 @@ CHAIN = tuple(STAGES)
 
 
 def main() -> None:
-    """Write each row as one word for the Makefile, `name:script:cpu_only:needs,...`, or with `help` as a line to read."""
+    """Print each row as a word for the Makefile, `name:script:cpu_only:needs,...`, or with `help` as a help line."""
     for row in ROWS:
         if sys.argv[1:] == ["help"]:
             sys.stdout.write(f"  make {row.name:<14} {row.help}\n")

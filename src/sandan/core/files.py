@@ -1,11 +1,11 @@
-"""Write files whole or not at all, and tell files by their bytes."""
+"""Write files completely or not at all, and identify files by the hash of their bytes."""
 
 import hashlib
 from pathlib import Path
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes, read in constant memory."""
+    """Return the hex digest of a file's bytes, read in constant memory."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 20):
@@ -14,7 +14,7 @@ def sha256(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: aside first, then renamed."""
+    """Write a complete file or nothing: to a temporary name first, then rename it."""
     aside = path.with_name(f".{path.name}.tmp")
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)

@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT: whoever stops a run (a scheduler, a spot machine, Ctrl-C) finds it where it was.
+"""Handle SIGTERM and SIGINT so that a stopped run can be resumed from where it was.
 
-A signal ends a stage at once, as Ctrl-C does. While a trainer has something to lose, it only sets a flag: the trainer
-finishes its step, saves and stops (see [`ReliableTrainer`](trainer.py)).
+Signals come from a scheduler, a spot machine or Ctrl-C. A signal ends a stage at once, as Ctrl-C does. During training
+it only sets a flag: the trainer finishes its step, saves and stops (see [`ReliableTrainer`](../training/trainer.py)).
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from .errors import Interrupted
 
 # EX_TEMPFAIL of sysexits.h: "try again later". Schedulers can requeue on it.
 REQUEUE_EXIT_CODE = 75
-# Launchers pass on a signal that the process got already: what comes at once is the same request.
+# Launchers forward a signal that the process has already received. A second one within this time is the same request.
 SAME_REQUEST_SECONDS = 2.0
 
 _received: signal.Signals | None = None
@@ -24,7 +24,7 @@ _deferred = False
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Take over SIGTERM and SIGINT while the block runs."""
+    """Handle SIGTERM and SIGINT here while the block runs."""
     global _received
     before = {number: signal.signal(number, _handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -38,7 +38,7 @@ def handled() -> Iterator[None]:
 def _handle(number: int, frame: object) -> None:
     global _received, _received_at
     if _received is not None:
-        # Only a person who presses Ctrl-C again wants an end without saving; a scheduler has SIGKILL for that.
+        # A second Ctrl-C from a person means: stop without saving. A scheduler has SIGKILL for that.
         if number == signal.SIGINT and time.monotonic() - _received_at > SAME_REQUEST_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -50,7 +50,7 @@ def _handle(number: int, frame: object) -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """While the block runs, signals only set the flag that [`requested`] reads."""
+    """Let signals only set the flag that [`requested`] reads, while the block runs."""
     global _deferred
     before, _deferred = _deferred, True
     try:
@@ -60,5 +60,5 @@ def deferred() -> Iterator[None]:
 
 
 def requested() -> str | None:
-    """The name of the signal that asked this process to stop, or None."""
+    """Return the name of the signal that asked this process to stop, or None."""
     return None if _received is None else _received.name

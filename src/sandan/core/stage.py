@@ -1,7 +1,7 @@
-"""What every stage shares: its output folder, its `result.json` and the line that names the next command.
+"""The output folder of a stage: who owns it, `recipe.yaml`, `result.json`, lineage.
 
-A stage's whole contract is `outputs/<recipe>/<stage>/`: a standard Hugging Face folder (or JSONL files), `recipe.yaml`
-(the settings it ran with) and `result.json`, written last, so that its presence means that the stage is complete.
+Later stages read nothing but `outputs/<recipe>/<stage>/`: a standard Hugging Face folder (or JSONL files),
+`recipe.yaml` (the settings of the run) and `result.json`, which is written last: if it exists, the stage is complete.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from .files import sha256, write_text
 
 VERSIONED = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "tokenizers")
 RESULT, RECIPE = "result.json", "recipe.yaml"
-# Copies of data without the rows that were skipped, for the time of the run.
+# Folder for copies of the data without the skipped rows; it is removed at the end of the run.
 GOOD_ROWS = ".good_rows"
 
 
 @dataclass
 class RunArguments:
-    """How a stage is run; options of every script."""
+    """The options that every script has."""
 
     dry_run: bool = field(
         default=False, metadata={"help": "Check settings, data and disk, show what would be trained, change nothing."}
@@ -42,7 +42,7 @@ class RunArguments:
 
 @dataclass
 class TrainingRunArguments(RunArguments):
-    """How a stage that trains is run."""
+    """The options of every script that trains."""
 
     resume: str = field(
         default="auto",
@@ -54,13 +54,13 @@ class TrainingRunArguments(RunArguments):
 
 
 def is_main_process() -> bool:
-    """Whether this process writes files and messages (rank 0, or the only one)."""
+    """Return whether this process writes files and messages (rank 0, or the only process)."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass
 class Stage:
-    """One run of one stage.
+    """A run of a stage.
 
     Args:
         name (`str`): stage name, the stem of its YAML and the last part of `output_dir`.
@@ -69,8 +69,8 @@ class Stage:
         seed (`int`): the run's seed.
         config (`dict`): effective settings, JSON types only.
         recipe_dir (`Path`, *optional*): the folder of the recipe's YAML files.
-        run (`RunArguments`): how it is run.
-        notes (`dict`): counts of the data's checks, for `result.json`.
+        run (`RunArguments`): the options of the script.
+        notes (`dict`): counts from the data checks, for `result.json`.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Stage:
         Raises:
             UserError: if the folder holds something that this stage of this recipe did not write.
         """
-        # Only the process that writes looks: another one could meet a folder half made.
+        # Only the main process checks: another rank could see a half-created folder.
         if not is_main_process():
             return self
         self.check_owner()
@@ -127,7 +127,7 @@ class Stage:
             )
 
     def add_input(self, path: str | Path) -> Path:
-        """Record a file or an earlier stage's folder in the lineage: path -> sha256. Hub names are kept as they are.
+        """Record a file or an earlier stage's folder in the lineage, as path -> sha256.
 
         Raises:
             UserError: if a local path does not exist.
@@ -148,7 +148,7 @@ class Stage:
         return path
 
     def finish(self, metrics: dict[str, Any], device: str = "cpu") -> None:
-        """Write `result.json`, the last thing that a stage does."""
+        """Write `result.json`. This is the last action of a stage."""
         if not is_main_process():
             return
         self.begin_writing()
@@ -171,23 +171,23 @@ class Stage:
         write_text(self.output_dir / RESULT, json.dumps(result, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
 
     def was_finished(self) -> bool:
-        """Whether the run that [`open`] found here had finished. To be asked before [`begin_writing`]."""
+        """Return whether the earlier run in this folder finished. Call after [`open`], before [`begin_writing`]."""
         return _aside(self.output_dir / RESULT).is_file()
 
     def begin_writing(self) -> None:
-        """Say that the folder's files change from here on: the earlier run's result no longer stands."""
+        """Drop the earlier run's `recipe.yaml` and `result.json`, because the folder's files change from here on."""
         for name in (RECIPE, RESULT):
             _aside(self.output_dir / name).unlink(missing_ok=True)
 
     def restore(self) -> None:
-        """Undo [`open`], unless writing has begun: a user's mistake leaves the earlier run as it was, and as old."""
+        """Undo [`open`], unless writing has begun: after a user's mistake the earlier run's files are unchanged."""
         if is_main_process():
             for name in (RECIPE, RESULT):
                 if _aside(self.output_dir / name).is_file():
                     _aside(self.output_dir / name).replace(self.output_dir / name)
 
     def next_command(self) -> str | None:
-        """The make target of the recipe's next stage, or None after the last."""
+        """Return the make command of the recipe's next stage, or None after the last."""
         later = CHAIN[CHAIN.index(self.name) + 1 :] if self.name in CHAIN else ()
         for name in later:
             if self.recipe_dir is None or (self.recipe_dir / f"{name}.yaml").is_file():
@@ -196,7 +196,7 @@ class Stage:
 
 
 def read_result(folder: str | Path) -> dict[str, Any]:
-    """An earlier stage's `result.json`.
+    """Return the contents of an earlier stage's `result.json`.
 
     Raises:
         UserError: if the stage has not been run, or the file is broken.
@@ -216,8 +216,8 @@ def read_result(folder: str | Path) -> dict[str, Any]:
 
 
 def effective_config(values: tuple[Any, ...]) -> dict[str, Any]:
-    """The settings of all parsed dataclasses in one JSON-able mapping; tokens are left out."""
-    # `TrainingArguments.to_dict` masks every `..._token`; these are settings, all others secrets.
+    """Return the settings of all parsed dataclasses as one mapping of JSON types, without access tokens."""
+    # `TrainingArguments.to_dict` masks every `..._token`. These three are settings; all others are secrets.
     settings = ("eos_token", "pad_token", "stop_token")
     config: dict[str, Any] = {}
     for value in values:
@@ -232,7 +232,7 @@ def _aside(path: Path) -> Path:
 
 
 def peak_memory(device: str) -> dict[str, float]:
-    """The most memory that tensors took on this process's GPU since it began; nothing of a CPU."""
+    """Return the peak memory of tensors on this process's GPU, in GiB; an empty mapping on a CPU."""
     if not device.startswith("cuda"):
         return {}
     import torch
@@ -241,7 +241,7 @@ def peak_memory(device: str) -> dict[str, float]:
 
 
 def describe_device(device: str) -> str:
-    """`cuda` -> the card's name; `cpu` -> the processor and the threads in use."""
+    """Return the number and name of the cards for `cuda`; the processor and the threads in use for `cpu`."""
     if device.startswith("cuda"):
         import torch
 

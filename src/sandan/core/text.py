@@ -1,4 +1,4 @@
-"""Text in a terminal: columns that line up, also with characters of double width, and nothing hidden."""
+"""Text in a terminal: columns that line up, also with characters of double width, and no hidden characters."""
 
 import re
 import unicodedata
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as columns, two spaces apart; characters of double width (Japanese) count as two."""
+    """Return rows of cells as columns, two spaces apart; characters of double width (Japanese) count as two."""
     columns = max(map(len, lines))
-    # A row of one cell is a heading, which may reach over the other columns.
+    # A row of one cell is a heading, which may be wider than its column.
     widths = [
         max((display_width(line[at]) for line in lines if at < len(line) > 1), default=0) for at in range(columns)
     ]
@@ -22,7 +22,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def display_width(text: str) -> int:
-    """Columns that the text takes in a terminal."""
+    """Return the number of columns that the text takes in a terminal."""
     return sum(
         0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
         for character in text
@@ -30,7 +30,7 @@ def display_width(text: str) -> int:
 
 
 def one_line(text: str, columns: int) -> str:
-    """Return one line of at most so many columns: line breaks and control characters are escaped."""
+    """Return the text as one line of at most `columns` columns; line breaks and control characters are escaped."""
     text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
     cut = text[: columns + 1]
     if display_width(cut) <= columns:
@@ -41,7 +41,7 @@ def one_line(text: str, columns: int) -> str:
 
 
 def visible(text: Any) -> str:
-    """Text that shows all of its characters: control characters become pictures, half surrogates U+FFFD."""
+    """Return the text with visible control characters: they become symbols, half surrogate pairs become U+FFFD."""
 
     def replace(match: re.Match) -> str:
         code = ord(match.group())

@@ -1,4 +1,4 @@
-"""Text and chat turns: the one place that turns one into the other, and that says which prompt a row is about."""
+"""Conversion between text and chat turns, and the prompt of a row."""
 
 import hashlib
 import json
@@ -11,12 +11,12 @@ from ..models.rendering import Prompt
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """A prompt as a reader sees it: the text, or the turns one under the other."""
+    """Return a prompt as text for a reader: the text itself, or one line for each turn."""
     return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
 
 
 def first_user_text(row: dict[str, Any]) -> str:
-    """What a row is about: its text, or the first turn of its prompt. Rows that share it belong on one side of a split."""
+    """Return the split key of a row: its text or first user turn. Rows with the same key stay in the same split."""
     prompt = row.get("text") or row.get("prompt") or row.get("messages") or row.get("chosen")
     if isinstance(prompt, str):
         return to_turns(prompt)[0]["content"]
@@ -24,7 +24,7 @@ def first_user_text(row: dict[str, Any]) -> str:
 
 
 def to_turns(prompt: str) -> list[dict[str, str]]:
-    """A text prompt as chat turns: a dialogue in Anthropic's `Human:`/`Assistant:` form, or one user turn."""
+    """Convert a text prompt to chat turns: a dialogue in Anthropic's `Human:`/`Assistant:` form, or one user turn."""
     parts = re.split(r"\n\n(Human|Assistant): ?", prompt)
     if len(parts) < 3 or parts[0].strip():
         return [{"role": "user", "content": prompt.strip()}]
@@ -34,7 +34,7 @@ def to_turns(prompt: str) -> list[dict[str, str]]:
 
 
 def as_chat(row: dict[str, Any]) -> dict[str, Any]:
-    """Text columns `prompt`, `completion`, `chosen`, `rejected` as chat turns; others as they are."""
+    """Return the text columns `prompt`, `completion`, `chosen` and `rejected` of a row as chat turns."""
     turned = {"prompt": to_turns(row["prompt"])} if isinstance(row.get("prompt"), str) else {}
     for name in ("completion", "chosen", "rejected"):
         if isinstance(row.get(name), str):
@@ -43,7 +43,10 @@ def as_chat(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def split_by_prompt(keys: Sequence[str], held_out_share: float, seed: int) -> list[bool]:
-    """Whether each key is held out: a pure function of (key, seed), so one prompt never sits on both sides."""
+    """Return for each key whether it is held out.
+
+    This is a pure function of (key, seed), so the rows of one prompt are never in both splits.
+    """
 
     def position(key: str) -> float:
         digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
@@ -53,7 +56,7 @@ def split_by_prompt(keys: Sequence[str], held_out_share: float, seed: int) -> li
 
 
 def prompt_id(row: dict[str, Any]) -> str:
-    """The row's own `prompt_id`, or a digest of its prompt; "" if it has neither."""
+    """Return the row's own `prompt_id`, or a digest of its prompt; "" if it has neither."""
     if row.get("prompt_id"):
         return str(row["prompt_id"])
     if not row.get("prompt"):
@@ -62,17 +65,17 @@ def prompt_id(row: dict[str, Any]) -> str:
 
 
 def as_turn(prompt: str | list[dict[str, str]], text: str) -> str | list[dict[str, str]]:
-    """An answer in the form of its prompt: text, or an assistant turn."""
+    """Return an answer in the form of its prompt: text, or a list with an assistant turn."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
 def text_of(answer: str | list[dict[str, str]]) -> str:
-    """The text of an answer given as text or as an assistant turn."""
+    """Return the text of an answer that is given as text or as an assistant turn."""
     return answer if isinstance(answer, str) else answer[-1]["content"]
 
 
 def to_text(turns: Sequence[dict[str, str]]) -> str:
-    """Turns as one text, which [`sandan.data.chat.to_turns`] reads back: a single user turn as it is, else a dialogue."""
+    """Convert turns to text that [`to_turns`] can read: a single user turn unchanged, else a dialogue."""
     if len(turns) == 1 and turns[0]["role"] == "user":
         return turns[0]["content"]
     names = {"user": "Human", "assistant": "Assistant"}

@@ -10,6 +10,7 @@ from .row_checks import Findings, describe_columns, read_rows, scan_file
 
 
 def is_jsonl(file: str) -> bool:
+    """Return whether a file's name ends in .jsonl or .jsonl.gz."""
     return Path(file.removesuffix(".gz")).suffix == ".jsonl"
 
 
@@ -22,7 +23,7 @@ def check_jsonl(path: str | Path, columns: Sequence[Sequence[str]] = ((),), half
         half_characters: accept half surrogate pairs, which only a JSON escape can write.
 
     Raises:
-        UserError: the first problem as `file:line: column: problem` and how many more there are.
+        UserError: the first problem as `file:line: column: problem`, and the number of further problems.
     """
     findings = Findings()
     rows = scan_file(path, columns, findings, half_characters=half_characters)
@@ -35,7 +36,7 @@ def check_jsonl(path: str | Path, columns: Sequence[Sequence[str]] = ((),), half
 def read_jsonl(
     path: str | Path, columns: Sequence[Sequence[str]] = ((),), half_characters: bool = False
 ) -> list[dict[str, Any]]:
-    """All rows of a (small) JSONL file, checked as in [`check_jsonl`]."""
+    """Return all rows of a (small) JSONL file, checked as in [`check_jsonl`]."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     check_jsonl(path, columns, half_characters)

@@ -1,8 +1,8 @@
 """Datasets of every stage: Hub names, local files and mixtures, checked before they are loaded.
 
 A recipe names its data as TRL does (`datasets:` with `path`, `name`, `data_files`, `split`, `columns`, `fraction`);
-`eval_datasets:` takes the same form, so that a published test split stays a test split. `--data_files` and
-`--eval_data_files` replace them by local files (JSONL, JSON, CSV, Parquet, plain text; gzip too).
+`eval_datasets:` takes the same form, so that a published test split can be used for evaluation. `--data_files` and
+`--eval_data_files` replace both by local files (JSONL, JSON, CSV, Parquet, plain text; gzip too).
 """
 
 import glob
@@ -47,7 +47,7 @@ STREAM_HELD_OUT_ROWS = 500
 
 @dataclass
 class DataArguments(DatasetMixtureConfig):
-    """Where the rows come from."""
+    """The sources of the rows, and how they are checked and split."""
 
     eval_datasets: list[DatasetConfig] = field(
         default_factory=list, metadata={"help": "Held-out data, in the form of `datasets`."}
@@ -82,9 +82,13 @@ class DataArguments(DatasetMixtureConfig):
             self.datasets, self.eval_datasets = [_local_source(self.data_files)], []
         if self.eval_data_files:
             self.eval_datasets = [_local_source(self.eval_data_files)]
-        self.eval_datasets = [DatasetConfig(**one) if isinstance(one, dict) else one for one in self.eval_datasets]
+        self.eval_datasets = [
+            DatasetConfig(**source) if isinstance(source, dict) else source for source in self.eval_datasets
+        ]
         super().__post_init__()
-        if any(one.fraction is not None and not one.fraction > 0 for one in [*self.datasets, *self.eval_datasets]):
+        if any(
+            source.fraction is not None and not source.fraction > 0 for source in [*self.datasets, *self.eval_datasets]
+        ):
             raise UserError("datasets: fraction: expected a share above 0; remove the source instead")
 
 
@@ -99,7 +103,7 @@ def _local_source(files: Sequence[str]) -> DatasetConfig:
 def load_data(
     args: DataArguments, stage: Stage, columns: Sequence[Sequence[str]]
 ) -> "tuple[Dataset | IterableDataset, Dataset | None]":
-    """Load the training rows and, if the recipe names any, the held-out rows.
+    """Load the training rows and, if the recipe asks for them, the held-out rows.
 
     Args:
         args: the stage's data arguments.
@@ -124,13 +128,13 @@ def load_data(
 
 
 def check_files(args: DataArguments, stage: Stage, columns: Sequence[Sequence[str]]) -> None:
-    """Read every local JSONL file row by row, in constant memory, and record every local file in the lineage.
+    """Check every local JSONL file row by row, in constant memory, and record every local file in the lineage.
 
-    With `skip_bad_rows` the sources of `args` become copies without the bad rows, in `output_dir`.
+    With `skip_bad_rows` the sources of `args` are replaced by copies without the bad rows, in `output_dir`.
 
     Raises:
-        UserError: the first problem as `file:line: column: problem`, how many there are of which kind; the first 20
-            are logged.
+        UserError: the first problem as `file:line: column: problem`, and the number of problems of each kind; the
+            first 20 problems are logged.
     """
     findings, parts = Findings(), {}
     for name, sources in (("train", args.datasets), ("eval", args.eval_datasets)):
@@ -158,7 +162,11 @@ def check_files(args: DataArguments, stage: Stage, columns: Sequence[Sequence[st
 
 
 def _check_local_files(sources: Sequence[DatasetConfig], stage: Stage, columns: Sequence[Sequence[str]]) -> list[str]:
-    """The local JSONL files of `sources`; all local files are there, not empty and in the lineage."""
+    """Return the local JSONL files of `sources`, and record all local files in the lineage.
+
+    Raises:
+        UserError: if a local file is missing or empty.
+    """
     jsonl = []
     for source in sources:
         for file in local_files(source):
@@ -174,10 +182,10 @@ def _check_local_files(sources: Sequence[DatasetConfig], stage: Stage, columns: 
 def _note(
     hashes: RowHashes, found: Iterable[tuple[int, Problem]], findings: Findings, left_out: set[int] | None
 ) -> None:
-    """Add problems that only show when rows are compared, in the order of their places.
+    """Add problems that are found by comparing rows, in the order of their places.
 
     Args:
-        left_out: gets the places of all of them; None: only the first are kept, so that memory stays small.
+        left_out: collects the places of all problems; None: only the first problems are kept, to save memory.
     """
     kinds: Counter = Counter()
 
@@ -202,7 +210,7 @@ def _copy_good_rows(
     hashes: RowHashes,
     left_out: set[int],
 ) -> None:
-    """Let `sources` name copies of their JSONL files without the bad rows."""
+    """Copy the JSONL files of `sources` without the bad rows, and make `sources` name the copies."""
     from accelerate import PartialState
 
     folder = stage.output_dir / GOOD_ROWS
@@ -229,14 +237,14 @@ def _copy_good_rows(
 
 
 def _hold_out(dataset: "Dataset | IterableDataset", share: float) -> "tuple[Dataset | IterableDataset, Dataset]":
-    """Split by the hash of what a row is about: a constant of the data, the same for every stage, seed and process."""
+    """Split rows by the hash of their split key, so that the split is the same for every stage, seed and process."""
     from datasets import Dataset, IterableDataset
 
     def is_out(row: dict[str, Any]) -> bool:
         return split_by_prompt([first_user_text(row)], share, seed=0)[0]
 
     if isinstance(dataset, IterableDataset):
-        # Of a stream only the first held-out rows are kept: enough to measure a loss, little enough for memory.
+        # From a stream only the first held-out rows are kept: enough to measure a loss, and they fit into memory.
         rows = list(dataset.filter(is_out).take(STREAM_HELD_OUT_ROWS))
         return dataset.filter(lambda row: not is_out(row)), Dataset.from_list(rows)
     out = [is_out(row) for row in dataset]
@@ -257,10 +265,12 @@ def _load_mixture(
     names = ", ".join(f"{source.path} {source.data_files or source.name or ''}".strip() for source in mixture.datasets)
     try:
         if mixture.streaming and any(source.fraction is not None for source in mixture.datasets):
-            # trl.get_dataset weighs map-style sources only; a stream is drawn from its sources with these odds.
+            # trl.get_dataset applies fractions to map-style sources only; for streams they are sampling probabilities.
             streams = [
-                load_dataset(one.path, one.name, data_files=one.data_files, split=one.split, streaming=True)
-                for one in mixture.datasets
+                load_dataset(
+                    source.path, source.name, data_files=source.data_files, split=source.split, streaming=True
+                )
+                for source in mixture.datasets
             ]
             odds = [source.fraction or 0.0 for source in mixture.datasets]
             return interleave_datasets(
@@ -284,7 +294,14 @@ def _load_mixture(
 def _check_loaded(
     dataset: "Dataset", wanted: Sequence[str], names: str, stage: Stage, skip_bad_rows: bool
 ) -> "Dataset":
-    """The same checks for rows that do not come from JSONL files; they have a number instead of a line."""
+    """Check rows that do not come from JSONL files; problems name the number of the row instead of a line.
+
+    Returns:
+        The dataset, without the bad rows if `skip_bad_rows` is set.
+
+    Raises:
+        UserError: if a row has a problem, or with `skip_bad_rows` if no good row is left.
+    """
     checker, findings, good = RowChecker([wanted]), Findings(), []
     for index, row in enumerate(dataset.select_columns(list(wanted))):
         if (problem := checker.problem(row)) is None:
@@ -304,14 +321,14 @@ def _check_loaded(
 
 
 def local_files(source: DatasetConfig) -> list[str]:
-    """The local files that a dataset entry names, globs expanded (none for a Hub name)."""
+    """Return the local files that a dataset entry names, with globs expanded (none for a Hub name)."""
     if source.path not in {*BUILDERS.values()} or source.data_files is None:
         return []
     files = source.data_files
     files = (
         [files]
         if isinstance(files, str)
-        else [f for v in files.values() for f in v]
+        else [file for group in files.values() for file in group]
         if isinstance(files, dict)
         else files
     )

@@ -1,7 +1,7 @@
-"""Rows of data, checked one by one in constant memory before anything is loaded.
+"""Checks of data rows, row by row in constant memory, before anything is loaded.
 
-Every problem is found with its place (`file:line: column: problem`); the first are shown, all are counted by kind.
-Repeated rows, and rows that are in training and in evaluation data, are found by a hash of their normalised text.
+Every problem is recorded with its place (`file:line: column: problem`); the first are shown, all are counted by kind.
+Repeated rows, and rows that are in both training and evaluation data, are found by a hash of their normalised text.
 """
 
 import gzip
@@ -31,14 +31,14 @@ SHOWN_PROBLEMS = 20
 MAX_ROW_BYTES = 16 << 20
 CONVERSATIONS = ("messages", "prompt", "completion", "chosen", "rejected")
 WRITTEN_BY_PEOPLE = ("text", "messages", "prompt", "completion")
-# Rows that are trained on as they stand: twice the same is a mistake. (Prompts are sampled from, and several people
-# may judge the same pair: there repeats are only counted.)
+# Rows with these columns are trained on directly, so a repeated row is a mistake. (The same prompt may be sampled from
+# twice, and several people may judge the same pair, so repeats of those rows are only counted.)
 ANSWERED = ("text", "messages", "completion")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class Problem(NamedTuple):
-    """What is wrong with a row: in which column (empty: the row as a whole), what, and which kind of problem it is."""
+    """A problem of a row: its column (empty for the row as a whole), a description and the kind of problem."""
 
     column: str
     text: str
@@ -50,7 +50,7 @@ class Problem(NamedTuple):
 
 @dataclass
 class Findings:
-    """Problems that were found so far: the first ones in words, all of them by kind."""
+    """The problems found so far: the first ones as text, and the number of each kind."""
 
     shown: list[str] = field(default_factory=list)
     kinds: Counter = field(default_factory=Counter)
@@ -61,7 +61,7 @@ class Findings:
             self.shown.append(problem.at(place))
 
     def refuse(self) -> None:
-        """Raise [`UserError`] with the first problem and the counts, after logging the others that are shown."""
+        """Raise [`UserError`] with the first problem and the counts, after logging the other problems in `shown`."""
         if not self.shown:
             return
         for line in self.shown[1:]:
@@ -75,7 +75,7 @@ class Findings:
 
 
 class RowChecker:
-    """Checks the rows of one source, all of which must have the columns of the first one, in the same form.
+    """Checker of the rows of one source, which must all have the same columns and types as the first row.
 
     Args:
         columns: accepted sets of columns; a row must have all columns of one set, not null.
@@ -87,13 +87,13 @@ class RowChecker:
 
     def wanted(self, row: Mapping[str, Any]) -> Sequence[str] | None:
         accepted = [tuple(self.first)] if self.first else self.columns
-        return next((one for one in accepted if all(row.get(name) is not None for name in one)), None)
+        return next((names for names in accepted if all(row.get(name) is not None for name in names)), None)
 
     def problem(self, row: Any, escapes: bool = True) -> Problem | None:
-        """The first problem of a row, or None.
+        """Return the first problem of a row, or None.
 
         Args:
-            escapes: whether its text may hold what only an escape can write (NUL, half a surrogate pair).
+            escapes: look for characters that only a JSON escape can write (NUL, half a surrogate pair).
         """
         if not isinstance(row, dict):
             return Problem("", f"expected a JSON object, found {type(row).__name__}", "of another type")
@@ -103,7 +103,7 @@ class RowChecker:
             accepted = [tuple(self.first)] if self.first else self.columns
             return Problem("", f"columns {shown}, expected {describe_columns(accepted)}", "without a column")
         found = _wrong_characters(row, wanted) if escapes and wanted else None
-        found = found or next((one for name in wanted if (one := _wrong_value(name, row[name]))), None)
+        found = found or next((problem for name in wanted if (problem := _wrong_value(name, row[name]))), None)
         found = found or _wrong_row(row, wanted)
         for name, kind in self.first.items():
             if found is None and type(row[name]) is not kind:
@@ -115,15 +115,18 @@ class RowChecker:
 
 
 def describe_columns(columns: Sequence[Sequence[str]]) -> str:
-    """`("prompt", "completion"), ("messages",)` -> `prompt and completion, or messages`."""
+    """Describe sets of columns: `("prompt", "completion"), ("messages",)` -> `prompt and completion, or messages`."""
     return ", or ".join(" and ".join(wanted) for wanted in columns) or "any columns"
 
 
 def _wrong_characters(row: Mapping[str, Any], wanted: Sequence[str]) -> Problem | None:
-    """Half a character anywhere (no file can hold it), NUL in what people wrote (a model may sample it)."""
+    """Return a problem if a text has half a surrogate pair, which no file can hold, or a NUL character.
+
+    NUL is refused only in columns that people write, because a model may sample it in the others.
+    """
     for name, value in row.items():
         nul = name in wanted and name in WRITTEN_BY_PEOPLE
-        found = next((one for text in _strings(value) if (one := re.search("[\x00\ud800-\udfff]", text))), None)
+        found = next((match for text in _strings(value) if (match := re.search("[\x00\ud800-\udfff]", text))), None)
         if found and (nul or found[0] != "\0"):
             half = f"holds half a surrogate pair (\\u{ord(found[0]):x})"
             return Problem(name, "holds a NUL character" if found[0] == "\0" else half, "with a wrong character")
@@ -148,7 +151,7 @@ def _wrong_value(name: str, value: Any) -> Problem | None:
         return Problem(name, "is empty", "empty") if name in WRITTEN_BY_PEOPLE and not value.strip() else None
     if isinstance(value, str) or not value:
         return Problem(name, f"expected a list of turns, found {value!r:.40}", "of another type")
-    return next((one for number, turn in enumerate(value, 1) if (one := _wrong_turn(name, number, turn))), None)
+    return next((found for number, turn in enumerate(value, 1) if (found := _wrong_turn(name, number, turn))), None)
 
 
 def _wrong_turn(name: str, number: int, turn: Any) -> Problem | None:
@@ -166,7 +169,7 @@ def _wrong_turn(name: str, number: int, turn: Any) -> Problem | None:
 
 
 def _wrong_row(row: Mapping[str, Any], wanted: Sequence[str]) -> Problem | None:
-    """What single columns do not show: the order of roles, and answers that are the same."""
+    """Return a problem that shows only across columns: a wrong order of roles, or two equal answers."""
     prompt = row.get("prompt") if "prompt" in wanted and isinstance(row.get("prompt"), list) else []
     if prompt and (found := _wrong_order("prompt", prompt, last="user")):
         return found
@@ -208,12 +211,12 @@ def _wrong_order(
 
 
 def open_lines(path: str | Path) -> IO[bytes]:
-    """A file of lines, unpacked if it is gzipped."""
+    """Open a file of lines, and unpack it if it is gzipped."""
     return gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb")
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, Any, bytes, Problem | None]]:
-    """Line number, JSON value, line and problem of each line of a JSONL file that is not blank."""
+    """Yield line number, JSON value, line and problem of each line of a JSONL file that is not blank."""
     with open_lines(path) as stream:
         number = 0
         while line := stream.readline(MAX_ROW_BYTES + 1):
@@ -247,14 +250,14 @@ def scan_file(
     left_out: Collection[int] = (),
     half_characters: bool = False,
 ) -> int:
-    """Check each row of a JSONL file (or .jsonl.gz) in constant memory; the number of good rows.
+    """Check each row of a JSONL file (or .jsonl.gz) in constant memory, and return the number of good rows.
 
     Args:
         columns: as in [`RowChecker`].
-        findings: gets the problems.
-        hashes: gets the good rows' hashes.
-        keep: gets the good rows' lines, except those of the numbers in `left_out`.
-        half_characters: accept half surrogate pairs and NUL, which only an escape can write.
+        findings: collects the problems.
+        hashes: collects the hashes of the good rows.
+        keep: file to which the lines of the good rows are written, except the line numbers in `left_out`.
+        half_characters: accept half surrogate pairs and NUL, which only a JSON escape can write.
 
     Raises:
         UserError: if the file cannot be read to its end.
@@ -278,7 +281,7 @@ def scan_file(
 
 
 def row_hash(row: Mapping[str, Any], names: Sequence[str]) -> int:
-    """64 bits of what a row says: case, width of characters and white space do not count."""
+    """Return a 64-bit hash of a row's text. Case, width of characters and white space make no difference."""
     columns = ("\x1f".join(map(_normalised, _strings(row[name]))) for name in names)
     text = "\x1e".join(columns).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
@@ -289,9 +292,9 @@ def _normalised(text: str) -> str:
 
 
 class RowHashes:
-    """Hashes of any number of rows with their places, in constant memory: what does not fit is kept on disk.
+    """Hashes of any number of rows with their places, in constant memory: hashes that do not fit are kept on disk.
 
-    Rows are dealt to buckets by hash, so that equal ones meet in one bucket, which is looked at alone.
+    Rows are assigned to buckets by hash, so that equal rows are in the same bucket and each bucket is searched alone.
     """
 
     BUCKETS = 64
@@ -306,7 +309,7 @@ class RowHashes:
         self._folder: tempfile.TemporaryDirectory | None = None
 
     def add_file(self, path: str | Path) -> int:
-        """The place of line 0 of a file."""
+        """Add a file, and return the place of its line 0."""
         self.files.append(str(path))
         return (len(self.files) - 1) << self.LINE_BITS
 
@@ -326,7 +329,7 @@ class RowHashes:
             del bucket[:]
 
     def _bucket(self, number: int) -> "np.ndarray":
-        """Rows `(hash, place)` of a bucket in the order of hash, then place; `(rows, 2)`."""
+        """Return a bucket's pairs of hash and place, sorted by hash, then place; `(rows, 2)`."""
         import numpy as np
 
         rows = np.array(self._buckets[number], dtype=np.uint64)
@@ -336,11 +339,11 @@ class RowHashes:
         return rows[np.lexsort((rows[:, 1], rows[:, 0]))]
 
     def place(self, number: int) -> str:
-        """`file:line`."""
+        """Return a place as `file:line`."""
         return f"{self.files[int(number) >> self.LINE_BITS]}:{int(number) & ((1 << self.LINE_BITS) - 1)}"
 
     def repeats(self) -> Iterator[tuple[int, int]]:
-        """Places of rows that say what an earlier one says, with its place."""
+        """Yield the place of each row that repeats an earlier row, with the place of the earlier row."""
         import numpy as np
 
         for number in range(self.BUCKETS):
@@ -350,7 +353,7 @@ class RowHashes:
                 yield int(rows[index, 1]), int(rows[np.searchsorted(rows[:, 0], rows[index, 0]), 1])
 
     def shared_with(self, other: "RowHashes") -> Iterator[tuple[int, int]]:
-        """Places of rows that are in `other` too, with the place there."""
+        """Yield the place of each row that is in `other` too, with its place there."""
         import numpy as np
 
         for number in range(self.BUCKETS):
@@ -362,7 +365,7 @@ class RowHashes:
 
 
 def repeated(hashes: RowHashes) -> Iterator[tuple[int, Problem]]:
-    """Problems of rows that were there before, by place."""
+    """Yield place and problem of each row that repeats an earlier row."""
     for place, earlier in hashes.repeats():
         yield (
             place,
@@ -371,6 +374,6 @@ def repeated(hashes: RowHashes) -> Iterator[tuple[int, Problem]]:
 
 
 def leaked(train: RowHashes, held_out: RowHashes) -> Iterator[tuple[int, Problem]]:
-    """Problems of training rows that are in the evaluation data too, by place."""
+    """Yield place and problem of each training row that is in the evaluation data too."""
     for place, there in train.shared_with(held_out):
         yield place, Problem("", f"is in the evaluation data too ({held_out.place(there)})", "also in evaluation data")

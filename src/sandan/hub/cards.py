@@ -1,4 +1,4 @@
-"""Model cards: every number in them comes from the `result.json` that the stage wrote."""
+"""Model cards. Every number in them comes from the `result.json` that the stage wrote."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -59,7 +59,7 @@ def _front(values: Mapping[str, Any]) -> str:
 
 
 def measured(stage: str, results: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage's own metrics, and those that the evaluation has for its model."""
+    """Return a stage's own metrics, and the metrics that the evaluation measured for its model."""
     metrics = dict(results[stage]["metrics"])
     prefix = STAGES[stage].evaluated_as
     if prefix and "evaluate" in results:
@@ -69,7 +69,7 @@ def measured(stage: str, results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model_card(repo_id: str, stage: str, results: Mapping[str, Any], license_name: str | None) -> str:
-    """The README.md of a tokenizer or a model, with `model-index`.
+    """Return the README.md of a tokenizer or a model, with `model-index`.
 
     Args:
         results: each finished stage's `result.json`.
@@ -118,7 +118,7 @@ def _body(
 
 
 def _model_index(repo_id: str, task: str, recipe: str, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The Hub's form of results (`huggingface_hub.EvalResult` writes the same, one metric at a time)."""
+    """Return results in the Hub's form (`huggingface_hub.EvalResult` writes the same, one metric at a time)."""
     shown = {key: value for key, value in metrics.items() if key.startswith(("eval", "best_of_n"))}
     if not shown:
         return None

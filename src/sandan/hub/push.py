@@ -1,10 +1,10 @@
-"""Push a recipe's results to the Hub: tokenizer, models, preference data, each with a card that holds what was measured.
+"""Push a recipe's results to the Hub: tokenizer, models, preference data, each with a card of measured results.
 
     python scripts/push.py --recipe_dir outputs/tiny --hub_id alice/tiny
 
-Repositories are private unless you say otherwise. Only files of an allow-list leave the machine, nothing pickled among
-them, and none before all of them were searched for secrets. A push that failed is repeated by the same command: files
-that are there already are not sent again.
+Repositories are private by default. Only files of an allow-list are sent, none of them pickled, and only after all of
+them were searched for secrets. After a failed push, run the same command again: files that have already arrived are
+not sent again.
 """
 
 import fnmatch
@@ -26,7 +26,7 @@ from .cards import model_card
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-# What may be pushed, and what stays at home without a word. Any other file ends the push.
+# Files that may be pushed; `STAYS_HOME` below lists those that are skipped silently. Any other file stops the push.
 MODEL_FILES = (
     "config.json",
     "generation_config.json",
@@ -46,7 +46,7 @@ MODEL_FILES = (
     "recipe.yaml",
     RESULT,
 )
-# With the card that the stage wrote, which says who judged.
+# README.md is the card that the stage wrote; it says who judged.
 DATA_FILES = (
     "preferences_train.jsonl",
     "preferences_eval.jsonl",
@@ -72,12 +72,12 @@ ATTEMPTS, WAIT_SECONDS = 4, 2.0
 
 @dataclass
 class Repository:
-    """What is pushed to one repository.
+    """The files of one repository on the Hub.
 
     Args:
         repo_id: `owner/name`.
         kind: `model` or `dataset`.
-        files: path in the repository -> file here, or content.
+        files: path in the repository -> local file, or content.
     """
 
     repo_id: str
@@ -85,11 +85,11 @@ class Repository:
     files: dict[str, Path | bytes] = field(default_factory=dict)
 
 
-# ---- What is pushed ----
+# ---- Selecting files ----
 
 
 def plan(recipe_dir: Path, hub_id: str, license_name: str | None) -> list[Repository]:
-    """The repositories of a recipe's finished stages, with cards.
+    """Return the repositories of a recipe's finished stages, with cards.
 
     Raises:
         UserError: if nothing is finished, a file is not on the allow-list, or a secret was found.
@@ -110,7 +110,7 @@ def plan(recipe_dir: Path, hub_id: str, license_name: str | None) -> list[Reposi
 
 
 def one_stage(folder: Path, repo_id: str, results: dict[str, Any], stage: str, license_name: str | None) -> Repository:
-    """One stage's repository; see [`plan`]."""
+    """Return one stage's repository; see [`plan`]."""
     kind = "dataset" if STAGES[stage].auto_class is None else "model"
     patterns = DATA_FILES if kind == "dataset" else (*MODEL_FILES, "README.md")
     repository = Repository(repo_id, kind, dict(_allowed(folder, patterns)))
@@ -139,7 +139,10 @@ def _allowed(folder: Path, patterns: tuple[str, ...], inside: str = "") -> Itera
 
 
 def _refuse_outside_files(path: Path) -> None:
-    """A tokenizer's settings may name files; one that lies elsewhere would be read, and published, by the next user."""
+    """Raise [`UserError`] if a tokenizer's settings name a file outside its folder.
+
+    The next user who loads the tokenizer would read that file on their own machine, and could publish it.
+    """
     settings = json.loads(path.read_text(encoding="utf-8"))
     for key, value in settings.items():
         if (
@@ -151,7 +154,7 @@ def _refuse_outside_files(path: Path) -> None:
 
 
 def refuse_secrets(repository: Repository) -> None:
-    """Raise [`UserError`], which never repeats what was found, if a file to be pushed holds something like a secret."""
+    """Raise [`UserError`] if a file to be pushed seems to hold a secret. The message never shows the secret."""
     own = (os.environ.get("HF_TOKEN") or "").encode()
     patterns = SECRETS | ({"your own token": re.escape(own)} if own else {})
     for name, source in repository.files.items():
@@ -165,7 +168,7 @@ def _lines(source: Path | bytes) -> Iterator[bytes]:
     if isinstance(source, bytes):
         yield from source.splitlines()
     elif source.suffix == ".safetensors":
-        # Numbers, after a header of JSON.
+        # A safetensors file is a JSON header, then numbers. Only the header can hold text.
         with source.open("rb") as stream:
             yield stream.read(int.from_bytes(stream.read(8), "little"))
     else:
@@ -177,7 +180,7 @@ def _lines(source: Path | bytes) -> Iterator[bytes]:
 
 
 def push(repositories: list[Repository], public: bool, api: "HfApi", say: Callable[[str], None]) -> None:
-    """Create what is missing and upload what has changed, one commit a repository.
+    """Create missing repositories and upload changed files, in one commit per repository.
 
     Raises:
         UserError: one line for a missing token or right, and for a Hub that cannot be reached.
@@ -203,7 +206,7 @@ def push(repositories: list[Repository], public: bool, api: "HfApi", say: Callab
 
 
 def persistently(action: Callable[[], None], what: str) -> None:
-    """Run `action`; try again after a fault that may pass. What was uploaded before it is not sent again.
+    """Run `action`; try again after a temporary fault. Files that were uploaded before it are not sent again.
 
     Raises:
         UserError: one line that says what to do.
@@ -230,7 +233,7 @@ def persistently(action: Callable[[], None], what: str) -> None:
 
 
 def _is_network_fault(error: BaseException | None) -> bool:
-    """Whether the connection failed. (The HTTP library below huggingface_hub has had several names.)"""
+    """Return whether the connection failed. (huggingface_hub has used several HTTP libraries.)"""
     if error is None:
         return False
     http = any(kind.__module__.startswith(("httpx", "requests")) for kind in type(error).__mro__)
@@ -246,7 +249,7 @@ def _advice(status: int, error: Exception) -> str:
 
 
 def check_rights(repo_id: str | None, api: "HfApi | None" = None) -> str:
-    """Who is logged in and may write to `repo_id`, in words; nothing is changed on the Hub.
+    """Return a sentence that says who is logged in and may write to `repo_id`. Nothing is changed on the Hub.
 
     Raises:
         UserError: if nobody is logged in, or the token may not write there.
@@ -257,7 +260,7 @@ def check_rights(repo_id: str | None, api: "HfApi | None" = None) -> str:
         raise UserError("push_to_hub: needs hub_model_id: OWNER/NAME")
     api, found = api or HfApi(), {}
     persistently(lambda: found.update(api.whoami()), repo_id)
-    owners = [found["name"], *(one["name"] for one in found.get("orgs", []))]
+    owners = [found["name"], *(organization["name"] for organization in found.get("orgs", []))]
     role = found.get("auth", {}).get("accessToken", {}).get("role")
     if repo_id.split("/")[0] not in owners or role == "read":
         raise UserError(f"{repo_id}: {found['name']}'s token may not write there; use one with write access")

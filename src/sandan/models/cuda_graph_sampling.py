@@ -1,8 +1,9 @@
 """Fast sampling on a GPU: one forward pass per token over a static key-value cache, replayed as one CUDA graph.
 
-`generate` starts some thousand kernels per token from Python, which is what a small model spends its time on, and reads
-keys and values once per query head. Here a step (forward pass, sampling, bookkeeping) is recorded once and replayed
-without Python; query heads that share a key head read it together; the host looks at what was sampled only now and then.
+`generate` starts about a thousand kernels per token from Python, which takes most of the time with a small model, and
+it reads keys and values once per query head. Here a step (forward pass, sampling, bookkeeping) is recorded once and
+replayed without Python; query heads that share a key head read it together; the host checks the sampled tokens only
+every `LOOK_EVERY_TOKENS` tokens.
 """
 
 import copy
@@ -20,9 +21,9 @@ from transformers.masking_utils import sdpa_mask
 
 
 ATTENTION = "sandan_grouped_decode"
-# Prompts are padded up to a multiple of this, so that few shapes have to be recorded.
+# Prompts are padded to a multiple of this length, so that only a few shapes have to be recorded.
 PROMPT_STEP_TOKENS = 64
-# How often the host asks whether every answer has ended.
+# The host checks once per this many tokens if every answer has ended.
 LOOK_EVERY_TOKENS = 16
 
 
@@ -34,14 +35,14 @@ def grouped_decode_attention(
     attention_mask: torch.Tensor | None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """Attention in which the query heads of one key head are rows of one product, for a single new token.
+    """Compute attention for a single new token, with the query heads of one key head as rows of one matrix product.
 
     Args:
         query `(B, H, Q, D)`, key and value `(B, K, S, D)` with K key heads for H query heads, attention_mask
             `(B, 1, Q, S)`.
 
     Returns:
-        `(B, Q, H, D)`, as transformers' attention functions do.
+        `(B, Q, H, D)` and None, as transformers' attention functions do.
     """
     batch, heads, queries, width = query.shape
     key_heads = key.shape[1]
@@ -59,7 +60,7 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def obstacle(model: nn.Module) -> str | None:
-    """Why a model cannot be sampled from here, or None if it can."""
+    """Return the reason why this module cannot sample from a model, or None if it can."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(base, PreTrainedModel) or not getattr(base, "_can_compile_fullgraph", False):
         return f"{type(base).__name__} does not work with a static cache"
@@ -76,8 +77,8 @@ def draw(logits: torch.Tensor, bias: torch.Tensor, temperature: float, noise: to
     """Sample from softmax(logits / temperature) by the Gumbel-max trick, or greedily without noise.
 
     Args:
-        logits (`(B, V)`), bias (`(V,)`): added to the logits, -inf for what is never sampled.
-        noise (`(B, V)`): independent draws of an exponential distribution; -log of one is Gumbel distributed.
+        logits (`(B, V)`), bias (`(V,)`): the bias is added to the logits; -inf for tokens that are never sampled.
+        noise (`(B, V)`): independent draws of an exponential distribution; -log of a draw is Gumbel distributed.
 
     Returns:
         Token ids, `(B,)`.
@@ -87,23 +88,23 @@ def draw(logits: torch.Tensor, bias: torch.Tensor, temperature: float, noise: to
 
 
 def whole(weight: torch.Tensor) -> torch.Tensor:
-    """The weight itself; gathered from all processes, where FSDP2 holds it in shards."""
+    """Return the complete weight: gathered from all processes if FSDP2 holds it in shards, else unchanged."""
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 class Decoder:
-    """Samples from a copy of a policy; [`load`] brings the policy's weights into it.
+    """Sampler with its own copy of a policy; [`load`] copies the policy's weights into it.
 
     Args:
         policy: the model that is trained, or a PEFT model (its active adapter is merged into the copy).
         rows: answers sampled at once.
-        new_tokens: most tokens of an answer.
+        new_tokens: maximum number of tokens of an answer.
         dtype: of the copy.
         compiled: compile a step before it is recorded: faster steps, half a minute more at the start.
         device: of the copy; by default the policy's.
 
     Raises:
-        ValueError: if the model cannot be sampled from here (see [`obstacle`]).
+        ValueError: if this module cannot sample from the model (see [`obstacle`]).
     """
 
     def __init__(
@@ -130,9 +131,9 @@ class Decoder:
 
     @torch.no_grad()
     def load(self, policy: nn.Module) -> None:
-        """Copy the policy's weights, adapters merged, in place: what was recorded goes on reading them.
+        """Copy the policy's weights, with adapters merged, in place, so that the recorded graph reads the new weights.
 
-        Weights in shards are gathered one by one, so all processes must call this.
+        Weights in shards are gathered one at a time, so all processes must call this.
         """
         adapter = policy.active_adapter if isinstance(policy, PeftModel) else None
         base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
@@ -157,7 +158,7 @@ class Decoder:
         stop_token_id: int,
         suppressed: Sequence[int] = (),
     ) -> torch.Tensor:
-        """Answers to left-padded prompts, from the default random generator of the device.
+        """Sample answers to left-padded prompts, with the default random generator of the device.
 
         Args:
             input_ids, attention_mask (`(B, P)`), with B at most `rows`.
@@ -165,7 +166,7 @@ class Decoder:
             suppressed: ids that are never sampled.
 
         Returns:
-            `(B, new_tokens)`; after the stop token come stop tokens.
+            `(B, new_tokens)`; positions after the stop token are filled with the stop token.
         """
         batch, width = input_ids.shape
         settings = (temperature, stop_token_id, tuple(suppressed))
@@ -180,7 +181,7 @@ class Decoder:
         return self.answers[:batch].clone()
 
     def _allocate(self, prompt_tokens: int) -> None:
-        """Buffers for prompts of this length; what was recorded for shorter ones is dropped."""
+        """Allocate buffers for prompts of this length, and drop the graph that was recorded for shorter prompts."""
         rows, device = self.rows, self.device
         self.prompt_tokens, self.replay = prompt_tokens, None
         total = prompt_tokens + self.new_tokens
@@ -193,7 +194,7 @@ class Decoder:
         self.done = torch.zeros(1, dtype=torch.long, device=device)
         vocabulary = self.model.get_output_embeddings().out_features
         self.bias = torch.zeros(vocabulary, device=device)
-        self.bias[[one for one in self.settings[2] if one < vocabulary]] = -torch.inf
+        self.bias[[token for token in self.settings[2] if token < vocabulary]] = -torch.inf
 
     def _prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
         """Read the prompts and draw the first token of each answer."""
@@ -201,7 +202,7 @@ class Decoder:
         ids = torch.zeros(self.rows, self.prompt_tokens, dtype=torch.long, device=self.device)
         mask = torch.zeros_like(ids)
         ids[:batch, -width:], mask[:batch, -width:] = input_ids, attention_mask
-        # Rows that are not asked for see one token, so that no row attends to nothing.
+        # Unused rows see one token, so that attention has at least one token in every row.
         mask[batch:, -1] = 1
         self.cache.reset()
         logits = self.model(
@@ -222,7 +223,7 @@ class Decoder:
         self._take(logits)
 
     def _take(self, logits: torch.Tensor) -> None:
-        """Draw a token for each row from its logits `(B, V)` and write it down."""
+        """Draw a token for each row from its logits `(B, V)` and store it in the buffers."""
         temperature, stop, _ = self.settings
         noise = torch.empty_like(logits, dtype=torch.float32).exponential_() if temperature else None
         drawn = draw(logits, self.bias, temperature, noise).masked_fill(self.finished, stop)
@@ -253,11 +254,11 @@ class Decoder:
         self.replay()
 
     def _record(self) -> Callable[[], None]:
-        """Record a step; it is run on the way, and what it changed is put back."""
+        """Record a step as a CUDA graph. Recording runs the step; the buffers are restored afterwards."""
         step = torch.compile(self._step, fullgraph=True) if self.compiled else self._step
         lengths = [layer.cumulative_length for layer in self.cache.layers]
         state = [self.tokens, self.positions, self.visible, self.finished, self.answers, self.done, *lengths]
-        before = [one.clone() for one in state]
+        before = [tensor.clone() for tensor in state]
         restore = functools.partial(torch._foreach_copy_, state, before)
         random_state = torch.cuda.get_rng_state(self.device)
         stream = torch.cuda.Stream()

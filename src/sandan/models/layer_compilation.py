@@ -1,4 +1,4 @@
-"""torch.compile for the layers of a model: each kind once, in seconds, instead of whole models in minutes."""
+"""torch.compile for the layers of a model: each kind of layer once, in seconds; a whole model takes minutes."""
 
 from collections.abc import Callable
 
@@ -7,26 +7,26 @@ from torch import fx, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
-# Adapters switched on and off, with and without gradients, padded or not: each is a version of the same layer.
+# A layer is compiled again for each combination of adapters on or off, gradients or none, padding or none.
 MAX_VERSIONS = 64
-# Of what a layer keeps for its backward pass: the rest, as far as it is cheap (the product inside a gated MLP), is
-# computed again. 30 kB a token and layer instead of 43 at 0.5B, without a matrix product more.
+# The share of activations that a layer keeps for its backward pass. The rest, if it is cheap to compute (the product
+# inside a gated MLP), is computed again: 30 kB per token and layer instead of 43 at 0.5B, and no more matrix products.
 ACTIVATION_MEMORY_BUDGET = 0.9
 BACKEND = "inductor"
 
 
 def compile_graph(graph: fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
-    """torch.compile's own backend under the budget, which is not for whatever else a program compiles."""
+    """Compile with torch.compile's default backend under the memory budget, which applies to nothing else."""
     backend = torch._dynamo.lookup_backend(BACKEND)
     with torch._functorch.config.patch(activation_memory_budget=ACTIVATION_MEMORY_BUDGET):
         return backend(graph, inputs)
 
 
 def compile_layers(model: nn.Module, dynamic: bool | None = None) -> None:
-    """Compile the repeated layers of a transformer, in place; layers of one kind share what was compiled.
+    """Compile the repeated layers of a transformer in place; layers of the same kind share the compiled code.
 
     Args:
-        dynamic: True if batches differ in size: compiled once for all sizes, not for the first one and then again.
+        dynamic: True if batches differ in size: compile once for all sizes, not again for each new size.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VERSIONS)
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Loading tokenizers and models from an earlier stage's folder or the Hub, with the checks that TRL leaves out."""
+"""Load tokenizers and models from an earlier stage's folder or the Hub, with checks that TRL does not make."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ def require_model(path: str | None, stage: Stage, key: str = "model_name_or_path
 
 
 def load_tokenizer(path: str, revision: str = "main", padding_side: str = "right") -> "PreTrainedTokenizerBase":
-    """An `AutoTokenizer` with a pad token.
+    """Load an `AutoTokenizer` and make sure that it has a pad token.
 
     Raises:
         UserError: if there is no tokenizer at `path`.
@@ -59,7 +59,7 @@ def load_tokenizer(path: str, revision: str = "main", padding_side: str = "right
 
 
 def check_vocabulary(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase", path: str) -> None:
-    """Raise [`UserError`] if the tokenizer can write ids that the model's embedding does not have."""
+    """Raise [`UserError`] if the tokenizer has more ids than the model's embedding has rows."""
     vocabulary = config.get_text_config().vocab_size
     if len(tokenizer) > vocabulary:
         raise UserError(
@@ -69,9 +69,9 @@ def check_vocabulary(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizer
 
 
 def check_reading(tokenizer: "PreTrainedTokenizerBase", path: str, config: "PretrainedConfig") -> None:
-    """Raise [`UserError`] if the tokenizer of `path`, saved beside a model of this kind, would read text otherwise.
+    """Raise [`UserError`] if the tokenizer at `path` would read text differently when saved with a model of this kind.
 
-    Beside models of a few kinds (`qwen2`) transformers takes that kind's own tokenizer class, whatever the files say.
+    For a few kinds of model (`qwen2`) transformers uses that kind's own tokenizer class and ignores the files.
     """
     from transformers import AutoTokenizer
 
@@ -87,7 +87,7 @@ def check_reading(tokenizer: "PreTrainedTokenizerBase", path: str, config: "Pret
 
 
 def check_same_tokens(tokenizer: "PreTrainedTokenizerBase", path: str, key: str) -> None:
-    """Raise [`UserError`] if the tokenizer saved at `path` gives other ids to tokens than `tokenizer`."""
+    """Raise [`UserError`] if the tokenizer saved at `path` and `tokenizer` give different ids to tokens."""
     if load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
         raise UserError(
             f"{path}: {key}: vocabulary mismatch: its tokenizer numbers tokens otherwise than the SFT model's; "
@@ -96,23 +96,23 @@ def check_same_tokens(tokenizer: "PreTrainedTokenizerBase", path: str, key: str)
 
 
 def model_init_kwargs(model_args: "ModelConfig", extra: dict[str, Any] | None = None) -> dict[str, Any]:
-    """`from_pretrained` keywords of a TRL [`~trl.ModelConfig`]; `extra` (a trainer's `model_init_kwargs`) wins."""
+    """Return `from_pretrained` keywords of a [`~trl.ModelConfig`]; `extra` (`model_init_kwargs`) overrides them."""
     return {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
-        # Never weights in a pickle, which could run code.
+        # Never load weights from a pickle, which could run code.
         "use_safetensors": True,
         **(extra or {}),
     }
 
 
 def load_causal_lm(path: str, device: str | None = None) -> "PreTrainedModel":
-    """A causal LM for inference, in the dtype it was saved in.
+    """Load a causal LM for inference, in the dtype it was saved in.
 
     Args:
         path: an earlier stage's folder or a Hub name.
-        device: where to put it; by default where `accelerate launch` puts a training model.
+        device: where to put it; by default the device that `accelerate launch` uses for training.
 
     Raises:
         UserError: if no such model can be loaded.
@@ -123,21 +123,21 @@ def load_causal_lm(path: str, device: str | None = None) -> "PreTrainedModel":
 
 
 def load_masked_lm(path: str, device: str | None = None) -> "PreTrainedModel":
-    """A masked LM, otherwise as [`load_causal_lm`]."""
+    """Load a masked LM, otherwise as [`load_causal_lm`]."""
     from transformers import AutoModelForMaskedLM
 
     return _load(AutoModelForMaskedLM, path, device)
 
 
 def load_reward_model(path: str, device: str | None = None) -> "PreTrainedModel":
-    """A sequence classifier with one output, otherwise as [`load_causal_lm`]."""
+    """Load a sequence classifier with one output, otherwise as [`load_causal_lm`]."""
     from transformers import AutoModelForSequenceClassification
 
     return _load(AutoModelForSequenceClassification, path, device, num_labels=1)
 
 
 def load_model(auto_model: Any, path: str, **kwargs) -> "PreTrainedModel":
-    """`auto_model.from_pretrained` from safetensors.
+    """Load a model with `auto_model.from_pretrained`, from safetensors.
 
     Raises:
         UserError: if no such model can be loaded.
@@ -151,7 +151,7 @@ def load_model(auto_model: Any, path: str, **kwargs) -> "PreTrainedModel":
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, shortened to a line."""
+    """Return an error's message on one line, cut to 300 characters."""
     return " ".join(str(error).split())[:300].strip() or type(error).__name__
 
 
@@ -159,7 +159,8 @@ def _load(auto_model: Any, path: str, device: str | None, **kwargs) -> "PreTrain
     from accelerate import PartialState
     from accelerate.utils import patch_environment
 
-    # Else the launch files for FSDP leave zeros on all processes but the first, which are filled in when training begins.
+    # With this option, which the launch files for FSDP set, only the first process would read the weights; the others
+    # would hold zeros until training begins.
     with patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
         model = load_model(auto_model, path, **kwargs)
     return model.to(device or PartialState().device).eval()

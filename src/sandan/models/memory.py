@@ -1,4 +1,4 @@
-"""What a run takes of memory and disk, estimated from the number of parameters, and how it holds on to memory."""
+"""Estimates of the memory and disk that a run needs, from the number of parameters; and the reuse of freed memory."""
 
 import ctypes
 import sys
@@ -12,27 +12,27 @@ if TYPE_CHECKING:
 
 # AdamW keeps two float32 moments for each trained weight.
 OPTIMIZER_BYTES = 8
-# Of <malloc.h>; mallopt(3) refuses a larger threshold.
+# Constants of <malloc.h>. mallopt(3) refuses a larger threshold.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_MMAP_THRESHOLD_BYTES = 32 * 1024 * 1024
 
 
 def model_bytes(model: "nn.Module") -> int:
-    """Bytes of a model's weights in a file."""
-    return sum(one.numel() * one.element_size() for one in model.parameters())
+    """Return the bytes of a model's weights in a file."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def checkpoint_bytes(model: "nn.Module") -> int:
-    """Bytes of a checkpoint: weights, and the optimizer's state of those that are trained."""
-    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    """Return the bytes of a checkpoint: all weights, and the optimizer's state of the trained weights."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return model_bytes(model) + OPTIMIZER_BYTES * trained
 
 
 def activation_bytes(config: "PretrainedConfig", tokens: int, bytes_per_number: int) -> int:
-    """Bytes kept for the backward pass of a micro-batch, without activation checkpointing.
+    """Return the bytes kept for the backward pass of a micro-batch, without activation checkpointing.
 
-    Korthikanti et al. 2022 (arXiv 2205.05198, eq. 1): 34 h a token and layer at 2 bytes a number, without the attention
-    scores, which today's kernels do not keep; and the logits with their gradient, in float32.
+    Korthikanti et al. 2022 (arXiv 2205.05198, eq. 1): 34 h per token and layer at 2 bytes per number, without the
+    attention scores, which today's kernels do not keep; and the logits with their gradient, in float32.
 
     Args:
         tokens: rows x length of a micro-batch.
@@ -42,10 +42,10 @@ def activation_bytes(config: "PretrainedConfig", tokens: int, bytes_per_number: 
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what it frees: a training step on the CPU asks for the same memory as the one before.
+    """Keep freed memory in this process, because each training step on the CPU needs the same memory as the last one.
 
-    Without it the GNU C library gives the step's tensors back to the system, and every page of 4 kB that is then touched
-    again is a page fault: a fifth of a step at 0.7M parameters. Where there is another C library, nothing happens.
+    By default the GNU C library returns the step's tensors to the system, and every page of 4 kB that is used again
+    costs a page fault: a fifth of the time of a step at 0.7M parameters. With another C library this does nothing.
     """
     if sys.platform == "linux":
         library = ctypes.CDLL(None)
@@ -55,7 +55,7 @@ def keep_freed_memory() -> None:
 
 
 def readable_bytes(count: float) -> str:
-    """`1_500_000` -> `1.5 MB`."""
+    """Return a number of bytes with a unit: `1_500_000` -> `1.5 MB`."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -65,7 +65,7 @@ def readable_bytes(count: float) -> str:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Parameters of a stage's models, and the configuration of the one that is trained."""
+    """Numbers of parameters of a stage's models, and the configuration of the trained model."""
 
     trained: int
     frozen: int
@@ -73,11 +73,11 @@ class ModelSize:
 
 
 def size_of(auto_model: Any, path: str | None, missing: set[str]) -> ModelSize | None:
-    """Return the size of a model that is trained whole, without loading it; None if it is not there yet.
+    """Return the size of a model whose weights are all trained, without loading it; None if it does not exist yet.
 
     Args:
         auto_model: the class of transformers that would load it.
-        missing: paths that earlier stages have yet to make.
+        missing: paths that earlier stages have not made yet.
     """
     import torch
     from transformers import AutoConfig

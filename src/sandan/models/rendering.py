@@ -1,4 +1,4 @@
-"""Prompts and answers as token ids: the one place, so that every stage sees the same row."""
+"""Prompts and answers as token ids. Every stage uses this module, so that all stages see the same tokens."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ Prompt = str | list[dict[str, str]]
 
 
 def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> str:
-    """The exact text that precedes an answer: plain text as it is, a conversation through the chat template."""
+    """Return the exact text before an answer: plain text unchanged, a conversation through the chat template."""
     if isinstance(prompt, str):
         return prompt
     if tokenizer.chat_template is None:
@@ -25,7 +25,10 @@ def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> str:
 
 
 def encode_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Token ids of rendered prompts. A chat template writes its own special tokens; plain text gets the tokenizer's."""
+    """Return the token ids of rendered prompts.
+
+    A chat template writes its own special tokens; plain text gets those of the tokenizer.
+    """
     if not prompts:
         return []
     texts = [render_prompt(tokenizer, prompt) for prompt in prompts]
@@ -34,7 +37,7 @@ def encode_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Promp
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Left-padded ids and attention mask, both `(batch, longest)`."""
+    """Return left-padded ids and the attention mask, both `(batch, longest)`."""
     longest = max(map(len, rows))
     ids = torch.full((len(rows), longest), pad_token_id)
     mask = torch.zeros_like(ids)
@@ -47,7 +50,7 @@ def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Te
 def encode_answers(
     tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], answers: Sequence[str]
 ) -> list[list[int]]:
-    """Token ids of prompt + answer + stop token, as SFT and the reward model see them."""
+    """Return the token ids of prompt + answer + stop token, as SFT and the reward model see them."""
     rows = []
     for prompt, answer in zip(prompts, answers, strict=True):
         if isinstance(prompt, str):
@@ -61,6 +64,6 @@ def encode_answers(
 
 
 def batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Consecutive slices of `size` items (the last may be shorter)."""
+    """Yield consecutive slices of `size` items (the last may be shorter)."""
     for start in range(0, len(items), size):
         yield items[start : start + size]

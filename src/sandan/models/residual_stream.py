@@ -7,8 +7,11 @@ from torch import nn
 
 
 def keep_residual_stream_narrow(model: nn.Module) -> None:
-    """Under bfloat16 autocast, let embeddings give bfloat16, so that every layer's sum `x + f(x)` is read and written
-    in it, as in a model whose weights are bfloat16; the weights here stay float32. (float16 would overflow.)"""
+    """Make embeddings return bfloat16 under bfloat16 autocast.
+
+    Every layer's sum `x + f(x)` is then read and written in bfloat16, as in a model whose weights are bfloat16. The
+    weights stay float32. float16 is left alone, because it would overflow.
+    """
 
     def cast(_: nn.Module, __: Any, hidden: torch.Tensor) -> torch.Tensor:
         device = hidden.device.type

@@ -1,4 +1,4 @@
-"""Sampling answers and scoring them: one way to render a prompt, used alike by SFT, candidates, reward, PPO, evaluate."""
+"""Sampling of answers, the same way for every stage that samples: candidates, PPO and evaluate."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled answer: its text, its tokens (the stop token included) and whether it ended with the stop token."""
+    """A sampled answer: its text, its tokens (with the stop token) and whether it ended with the stop token."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -29,10 +29,10 @@ class Completion:
 def sampling_config(
     tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int, temperature: float, stop_token_id: int | None = None
 ) -> GenerationConfig:
-    """A complete, neutral configuration: nothing of the model's own `generation_config` (penalties, filters) leaks in.
+    """Return a complete configuration that uses nothing of the model's `generation_config` (penalties, filters).
 
-    `temperature` 0 means greedy. The pad token is never sampled unless it is also the stop token: a sampled pad would
-    end an answer unseen.
+    `temperature` 0 means greedy. The pad token is never sampled unless it is also the stop token: a sampled pad token
+    could not be told from padding.
     """
     stop = tokenizer.eos_token_id if stop_token_id is None else stop_token_id
     greedy = temperature == 0
@@ -50,7 +50,7 @@ def sampling_config(
 
 @contextlib.contextmanager
 def neutral_generation(model: "PreTrainedModel") -> Iterator[None]:
-    """Set the model's own `generation_config` aside: `generate` fills from it whatever a call leaves unset."""
+    """Replace the model's `generation_config` in the block: `generate` reads from it all that a call leaves unset."""
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
         yield
@@ -70,11 +70,14 @@ def sample_completions(
     seed: int = 0,
     description: str = "sampling",
 ) -> list[list[Completion]]:
-    """Sample `samples_per_prompt` answers to each prompt; the result does not depend on the order of other prompts' text.
+    """Sample `samples_per_prompt` answers to each prompt.
+
+    One random stream serves all prompts, so the answers to a prompt depend on the other prompts of the call.
 
     Args:
-        model: a causal LM; put into eval mode for the call.
-        batch_size: rows (answers) generated at once, all those to a prompt; prompts of like length share a batch.
+        model: a causal LM; it is in eval mode during the call.
+        batch_size: rows (answers) generated at once. All answers to a prompt are in one batch; prompts of similar
+            length share a batch.
 
     Returns:
         One list of [`Completion`] per prompt, in the order of `prompts`.
@@ -108,10 +111,13 @@ def sample_completions(
 def sample_ids(
     model: "PreTrainedModel", ids: torch.Tensor, mask: torch.Tensor, config: GenerationConfig, count: int = 1
 ) -> torch.Tensor:
-    """`count` answers to each left-padded prompt `(B, P)`: ids `(B * count, tokens)`, those to one prompt in succession.
+    """Sample `count` answers to each left-padded prompt `(B, P)`.
 
     Args:
         config: of [`sampling_config`].
+
+    Returns:
+        Token ids `(B * count, tokens)`; the answers to one prompt follow each other.
     """
     if shrinks(model):
         temperature = config.temperature if config.do_sample else 0.0
@@ -124,7 +130,7 @@ def sample_ids(
 
 
 def to_completion(tokenizer: "PreTrainedTokenizerBase", answer: list[int], stop_token_id: int) -> Completion:
-    """Cut sampled ids after the first stop token and decode what precedes it."""
+    """Cut sampled ids after the first stop token and decode the ids before it."""
     stopped = stop_token_id in answer
     kept = answer[: answer.index(stop_token_id) + 1] if stopped else answer
     text = tokenizer.decode(kept[:-1] if stopped else kept, skip_special_tokens=False)

@@ -1,9 +1,9 @@
-"""The fixed scale of a reward model: which of its scores is 0 and which is 1, kept in the model's `config.json`.
+"""The fixed scale of a reward model: which raw scores count as 0 and as 1, kept in the model's `config.json`.
 
-A model trained on comparisons fixes only differences of scores: the mean is arbitrary, and the spread grows with every
-epoch (Ziegler et al. 2019, section 2.1, set mean 0 and deviation 1 over samples of the starting policy). PPO weighs the
-score against `kl_coef` nats, so that without a scale of its own the same `kl_coef` would mean another thing for each
-reward model. The weights stay as they were trained: a difference of raw scores is a log odds.
+Training on comparisons determines only differences of scores: the mean is arbitrary, and the spread grows with every
+epoch (Ziegler et al. 2019, section 2.1, set mean 0 and deviation 1 over samples of the starting policy). PPO weighs
+the score against `kl_coef` nats, so without a scale the same `kl_coef` would have another effect with each reward
+model. The weights stay as they were trained: a difference of raw scores is a log odds.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from transformers import PretrainedConfig
 from ..core.errors import GateError
 
 
-# Below this all answers have the same score, to the rounding of float32.
+# A smaller deviation is only rounding in float32: all answers have the same score.
 LEAST_DEVIATION = 1e-4
 
 
 @dataclass(frozen=True)
 class ScoreScale:
-    """Mean and standard deviation of raw scores; without a measurement raw scores are taken as they are."""
+    """Mean and standard deviation of raw scores. The defaults, for models without a measured scale, change nothing."""
 
     mean: float = 0.0
     deviation: float = 1.0
@@ -45,7 +45,7 @@ class ScoreScale:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> "ScoreScale":
-        """Return the scale that a model's configuration carries."""
+        """Return the scale that is stored in a model's configuration."""
         return cls(getattr(config, "score_mean", 0.0), getattr(config, "score_deviation", 1.0))
 
     def store(self, config: PretrainedConfig) -> None:
@@ -53,17 +53,17 @@ class ScoreScale:
         config.score_mean, config.score_deviation = self.mean, self.deviation
 
     def apply(self, scores: torch.Tensor) -> torch.Tensor:
-        """Return raw scores on this scale."""
+        """Convert raw scores to this scale."""
         return (scores - self.mean) / self.deviation
 
 
 def fold_scale(head: nn.Linear, config: PretrainedConfig) -> float:
-    """Let a critic that starts as a reward model predict scores on that model's scale.
+    """Build the scale into the head of a critic that starts as a reward model, so that its values are on that scale.
 
-    The head's weights are divided by the deviation, and the configuration carries no scale any more.
+    The head's weights are divided by the deviation, and the scale is removed from the configuration.
 
     Returns:
-        What is left to subtract from its values: a head without a bias cannot hold it.
+        The scaled mean, which the caller must subtract from the critic's values: a head without a bias cannot do it.
     """
     scale = ScoreScale.of(config)
     with torch.no_grad():

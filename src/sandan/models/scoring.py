@@ -1,4 +1,4 @@
-"""Score answers with a reward model, at the token where it was trained."""
+"""Score answers with a reward model, at the token at which it was trained."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ def score_completions(
     completions: Sequence[Completion],
     batch_size: int = 128,
 ) -> list[float]:
-    """Reward-model scores, one per (prompt, sampled completion)."""
+    """Return the reward-model scores of sampled completions, one for each pair of prompt and completion."""
     encoded = encode_prompts(tokenizer, prompts)
     rows = [ids + list(completion.token_ids) for ids, completion in zip(encoded, completions, strict=True)]
     return score_rows(model, tokenizer, rows, batch_size)
@@ -35,12 +35,13 @@ def score_rows(
     batch_size: int = 128,
     **options: Any,
 ) -> list[float]:
-    """Return reward-model scores of token rows, read at the last token, as `trl.RewardTrainer` trains it.
+    """Return the reward model's scores of token rows, read at the last token, where `trl.RewardTrainer` trains it.
 
-    They are on the scale that the model carries ([`ScoreScale`]). Equal rows (every answer of a ranking is in several pairs) are scored once.
+    They are on the scale that is stored with the model ([`ScoreScale`]). Equal rows (every answer of a ranking is in
+    several pairs) are scored once.
 
     Args:
-        options: of the model's forward.
+        options: further arguments of the model's forward.
     """
     places: dict[tuple[int, ...], list[int]] = {}
     for index, row in enumerate(rows):

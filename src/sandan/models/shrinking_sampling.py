@@ -1,7 +1,7 @@
-"""Fast sampling on a CPU, where what is computed costs more than starting it.
+"""Fast sampling on a CPU, where the computation costs more than the overhead of starting it.
 
-A prompt with several answers is read once, not once an answer, and an answer that has ended leaves the batch: `generate`
-carries it along until the longest one ends. The answers are draws from the same distribution.
+A prompt with several answers is read once, not once per answer, and a finished answer is removed from the batch;
+`generate` keeps computing it until the longest answer ends. The answers are draws from the same distribution.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from transformers import DynamicCache
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# A cache without the ended rows is a copy of it: made when so large a share of the rows has ended.
+# To remove finished rows, the cache must be copied. This is done when this share of the rows has finished.
 ENDED_SHARE = 0.1
 
 
 def shrinks(model: "PreTrainedModel") -> bool:
-    """Whether [`sample_shrinking`] is for this model: on the CPU, a decoder whose every layer sees all tokens."""
+    """Return whether [`sample_shrinking`] supports a model: a decoder on the CPU whose layers all see every token."""
     config = model.config.get_text_config()
     window = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
     return (
@@ -28,7 +28,7 @@ def shrinks(model: "PreTrainedModel") -> bool:
         and getattr(model, "_can_compile_fullgraph", False)
         and not getattr(model, "_is_stateful", False)
         and not config.is_encoder_decoder
-        # With virtual tokens before each row, positions and masks are PEFT's.
+        # With prompt learning PEFT adds virtual tokens before each row and makes positions and masks itself.
         and not (is_peft_model(model) and model.active_peft_config.is_prompt_learning)
         and set(getattr(config, "layer_types", None) or [window]) == {"full_attention"}
     )
@@ -45,7 +45,7 @@ def sample_shrinking(
     suppressed: Sequence[int] = (),
     answers_per_prompt: int = 1,
 ) -> torch.Tensor:
-    """Answers to left-padded prompts, from the default random generator.
+    """Sample answers to left-padded prompts, with the default random generator.
 
     Args:
         input_ids, attention_mask (`(B, P)`).
@@ -53,8 +53,8 @@ def sample_shrinking(
         suppressed: ids that are never sampled.
 
     Returns:
-        `(B * answers_per_prompt, max_new_tokens)`, the answers to one prompt in succession; after the stop token come
-        stop tokens.
+        `(B * answers_per_prompt, max_new_tokens)`; the answers to one prompt follow each other, and positions after
+        the stop token are filled with the stop token.
     """
     cache = DynamicCache(config=model.config)
     positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
@@ -62,12 +62,12 @@ def sample_shrinking(
     logits = model(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, **inputs).logits[:, -1]
     cache.batch_repeat_interleave(answers_per_prompt)
     logits, mask, positions = (
-        one.repeat_interleave(answers_per_prompt, 0) for one in (logits, attention_mask, positions[:, -1:])
+        tensor.repeat_interleave(answers_per_prompt, 0) for tensor in (logits, attention_mask, positions[:, -1:])
     )
     answers = torch.full((len(mask), max_new_tokens), stop_token_id)
     rows, ended = torch.arange(len(mask)), torch.zeros(len(mask), dtype=torch.bool)
     bias = torch.zeros(logits.shape[1])
-    bias[[one for one in suppressed if one < len(bias)]] = -torch.inf
+    bias[[token for token in suppressed if token < len(bias)]] = -torch.inf
     for at in range(max_new_tokens):
         drawn = _draw(logits + bias, temperature).masked_fill(ended, stop_token_id)
         answers[rows, at] = drawn
@@ -77,17 +77,20 @@ def sample_shrinking(
         if ended.sum() > ENDED_SHARE * len(rows):
             kept = (~ended).nonzero().squeeze(1)
             cache.batch_select_indices(kept)
-            rows, drawn, ended, mask, positions = (one[kept] for one in (rows, drawn, ended, mask, positions))
+            rows, drawn, ended, mask, positions = (tensor[kept] for tensor in (rows, drawn, ended, mask, positions))
         mask, positions = torch.nn.functional.pad(mask, (0, 1), value=1), positions + 1
         logits = model(input_ids=drawn[:, None], attention_mask=mask, position_ids=positions, **inputs).logits[:, -1]
     return answers
 
 
 def _draw(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Token ids `(B,)` from softmax(logits / temperature), or the likeliest; RuntimeError if there is none.
+    """Draw token ids `(B,)` from softmax(logits / temperature); with temperature 0 take the most likely ones.
 
-    By inversion: one random number a row. `torch.multinomial` takes one for each token of the vocabulary, or may, with
-    replacement, draw what has probability 0.
+    The cumulative distribution is inverted, with one random number per row. `torch.multinomial` draws one for each
+    token of the vocabulary; with replacement it may draw a token of probability 0.
+
+    Raises:
+        RuntimeError: if the probabilities are not finite numbers.
     """
     if temperature == 0:
         return logits.argmax(-1)

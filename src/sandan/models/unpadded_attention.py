@@ -1,8 +1,8 @@
 """Rows without padding: one row `(1, tokens)` of segments that do not see each other, and the attention for it.
 
-transformers and TRL say where segments end with `cu_seq_lens_q` and `max_length_q`, which only the flash-attn package's
-kernels read. [`VARLEN`] is transformers' SDPA attention which reads them too: PyTorch has that kernel as well
-(`torch.nn.attention.varlen`). Where it cannot run (CPU, float32), rows are padded inside of attention alone.
+transformers and TRL mark the ends of segments with `cu_seq_lens_q` and `max_length_q`, which only the kernels of the
+flash-attn package read. [`VARLEN`] is transformers' SDPA attention extended to read them too, because PyTorch also has
+such a kernel (`torch.nn.attention.varlen`). Where it cannot run (CPU, float32), rows are padded inside attention only.
 """
 
 import inspect
@@ -20,22 +20,22 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 VARLEN = "sdpa_varlen"
-# What other attentions are asked for besides a causal softmax: none of it is done here.
+# Options that some models pass to their attention; [`varlen_attention`] supports none of them.
 UNKNOWN = ("sliding_window", "softcap", "s_aux", "position_bias")
-# torch 2.11 takes keys of fewer heads as they are, later versions want to be told.
+# torch 2.11 accepts keys with fewer heads than queries; later versions need this argument.
 GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 LARGEST_HEAD = 256
 
 
 def segments(lengths: Sequence[int]) -> dict[str, Any]:
-    """What a model is told of rows that follow each other in one.
+    """Return the model inputs that mark where rows begin and end when they follow each other in one long row.
 
     Args:
         lengths: of the rows, in tokens; none is 0.
 
     Returns:
-        `dict`: `position_ids` `(1, tokens)`, which begin again with each row; `cu_seq_lens_q` and `cu_seq_lens_k`
-            `(rows + 1,)`, int32, where rows begin and the last one ends; `max_length_q` and `max_length_k`, `int`.
+        `dict`: `position_ids` `(1, tokens)`, which start at 0 for each row; `cu_seq_lens_q` and `cu_seq_lens_k`
+            `(rows + 1,)`, int32, where rows begin and the last row ends; `max_length_q` and `max_length_k`, `int`.
     """
     sizes = torch.tensor(lengths)
     ends = sizes.cumsum(0)
@@ -52,7 +52,7 @@ def segments(lengths: Sequence[int]) -> dict[str, Any]:
 
 
 def obstacle(model: PreTrainedModel) -> str | None:
-    """Why a model cannot take rows without padding through [`VARLEN`]; None if it can."""
+    """Return the reason why a model cannot read rows without padding through [`VARLEN`], or None if it can."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     causal = {module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)}
@@ -72,16 +72,16 @@ def obstacle(model: PreTrainedModel) -> str | None:
 
 
 def _tell_attention(model: PreTrainedModel) -> bool:
-    """Whether layers pass on what they are told.
+    """Return whether the layers pass their keyword arguments on to attention.
 
-    Those of Nemotron take it and drop it (transformers 5.17 to 5.23): rows would see each other, without any error.
+    Those of Nemotron drop them (transformers 5.17 to 5.23): rows would see each other, without any error.
     """
     kinds = {type(module) for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
     return all(len(re.findall(r"\*\*\w*kwargs", inspect.getsource(kind.forward))) > 1 for kind in kinds)
 
 
 def use_varlen(model: PreTrainedModel) -> None:
-    """Let a model without [`obstacle`] read segments; padded rows it takes as before."""
+    """Make a model without [`obstacle`] read segments. It still reads padded rows as before."""
     model.set_attn_implementation(VARLEN)
 
 
@@ -97,12 +97,12 @@ def varlen_attention(
     max_length_q: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """SDPA attention of transformers; causal within segments, if there are any.
+    """Compute transformers' SDPA attention, or causal attention within segments if there are any.
 
     Args:
-        query, key, value: `(batch, heads, seq, head_dim)`, keys and values with as many heads or fewer; batch 1 where
+        query, key, value: `(batch, heads, seq, head_dim)`; keys and values may have fewer heads; the batch is 1 if
             there are segments.
-        cu_seq_lens_q: `(segments + 1,)`, as of [`segments`].
+        cu_seq_lens_q: `(segments + 1,)`, from [`segments`].
         max_length_q: the longest segment.
 
     Returns:
@@ -114,14 +114,14 @@ def varlen_attention(
         )
     if asked := [name for name in UNKNOWN if kwargs.get(name) is not None]:
         raise NotImplementedError(f"{VARLEN}: {', '.join(asked)}")
-    tensors = [one.transpose(1, 2).flatten(0, 1) for one in (query, key, value)]
+    tensors = [tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)]
     device = query.device.type
     if torch.is_autocast_enabled(device):
-        # The kernel is not on autocast's list, and rotated queries are float32 where the residual stream is.
-        tensors = [one.to(torch.get_autocast_dtype(device)) for one in tensors]
+        # Autocast does not cast for this kernel, and rotated queries are float32 if the residual stream is.
+        tensors = [tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]
     half = tensors[0].dtype in (torch.bfloat16, torch.float16)
     size = query.shape[-1]
-    # Latent attention (DeepSeek V3) has values of another size.
+    # In latent attention (DeepSeek V3) the values have another size than the queries.
     fused = device == "cuda" and half and dropout == 0.0 and size <= LARGEST_HEAD and size % 8 == 0
     fused = fused and value.shape[-1] == size
     attend = _by_kernel if fused else _by_padding
@@ -152,7 +152,7 @@ def _by_padding(
     scaling: float | None,
     dropout: float,
 ) -> torch.Tensor:
-    """Exact without a mask: padding follows a row, where causal attention does not look."""
+    """Compute attention on padded rows. No mask is needed: padding comes last, causal attention only looks back."""
     tokens = torch.arange(len(query), device=query.device, dtype=bounds.dtype)
     row = torch.searchsorted(bounds[1:], tokens, right=True)
     column = tokens - bounds[row]
@@ -170,7 +170,7 @@ def _by_padding(
 def _mask_of_padding(
     *, q_length: int, kv_length: int, attention_mask: torch.Tensor | None = None, **kwargs: Any
 ) -> torch.Tensor | None:
-    """transformers' mask where there is padding or a cache; without, causal attention needs none, nor do segments."""
+    """Return transformers' mask if there is padding or a cache, else None: causal attention and segments need none."""
     if attention_mask is None and q_length == kv_length:
         return None
     return sdpa_mask(q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **kwargs)

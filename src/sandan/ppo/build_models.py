@@ -1,4 +1,4 @@
-"""Build the models of a PPO run from what the caller gave: policy, critic, rewards and reference."""
+"""Build the models of a PPO run from the caller's arguments: policy, critic, rewards and reference."""
 
 import contextlib
 import copy
@@ -48,13 +48,13 @@ class Models:
 
     Args:
         policy: a causal LM, with its adapters if it has any.
-        rewards: what scores the answers.
-        reward_weights: one for each reward, `(rewards,)`.
+        rewards: models or functions that score the answers.
+        reward_weights: a weight for each reward, `(rewards,)`.
         value_model: the critic.
-        ref_model: the frozen reference; None where it is the policy with other adapters.
-        adapters: of the policy, where critic and rewards are further ones.
-        critic_mean: what is subtracted from the critic's values, which begin on the reward model's scale.
-        average: of the policy's weights, if one is kept.
+        ref_model: the frozen reference; None if it is the policy with other adapters.
+        adapters: of the policy, if critic and rewards are further adapters on the same backbone.
+        critic_mean: the number to subtract from the critic's values, which begin on the reward model's scale.
+        average: of the policy's weights, if it is kept.
     """
 
     policy: nn.Module
@@ -76,12 +76,12 @@ class Models:
         return [reward.model for reward in self.rewards if isinstance(reward, ModelReward)]
 
     def first_reward(self) -> "PreTrainedModel | AdapterHead | RewardFunction":
-        """Return the first reward as the caller gave it, a model or a function."""
+        """Return the first reward, a model or a function."""
         first = self.rewards[0]
         return first.model if isinstance(first, ModelReward) else first.function
 
     def make_ready(self, accelerator: Accelerator, args: PPOConfig) -> None:
-        """Place the models that are not trained, compile the layers of all, and begin the policy's average."""
+        """Place the frozen models, compile the layers of all models, and start the average of the policy's weights."""
         if (fsdp := fsdp_plugin(accelerator)) is not None:
             exact_outputs(fsdp)
         self._place_frozen_models(accelerator)
@@ -109,23 +109,23 @@ class Models:
             self.ref_model.to(accelerator.device)
 
     def _compile(self, accelerator: Accelerator) -> None:
-        """Compile the layers of every model; Trainer would compile the wrapper alone."""
+        """Compile the layers of every model. Trainer would compile only the wrapper."""
         accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
         for model in self.all():
             compile_layers(model)
         if self.adapters is not None:
             self.adapters.backbone.get_input_embeddings().register_forward_hook(
-                # The first layer's input has a gradient like every other's, and shares what was compiled for them.
+                # With a gradient at its input, the first layer can share the compiled code of the other layers.
                 lambda module, args, output: output.requires_grad_(torch.is_grad_enabled())
             )
 
     @contextlib.contextmanager
     def reference(self, policy: nn.Module, adapter_name: str | None) -> Iterator[nn.Module]:
-        """Give the reference model; where it is the policy with other adapters (or none), switch them for the time.
+        """Give the reference model in the block; if it is the policy with other adapters (or none), switch adapters.
 
         Args:
             policy: the policy as it is trained.
-            adapter_name: of the reference's adapter.
+            adapter_name: the name of the reference's adapter.
         """
         if self.ref_model is not None:
             yield self.ref_model
@@ -144,8 +144,8 @@ class Models:
         """Write the policy at the root and the critic in `value_model/`, both plain `from_pretrained` folders.
 
         Args:
-            policy, value_model: out of all wrappers.
-            state_dict: of both together, where the weights had to be gathered from shards.
+            policy, value_model: without wrappers.
+            state_dict: weights of both together, if they had to be gathered from shards.
         """
 
         def part(name: str) -> dict[str, torch.Tensor] | None:
@@ -161,7 +161,7 @@ class Models:
             tokenizer.save_pretrained(folder / EMA_FOLDER)
 
     def load(self, folder: Path) -> None:
-        """Read what [`save`] wrote."""
+        """Load the weights that [`save`] wrote."""
         load_weights(self.policy, folder)
         load_weights(self.value_model, folder / VALUE_MODEL_FOLDER)
         if self.average is not None:
@@ -178,16 +178,16 @@ def build_models(
     peft_config: PeftConfig | None,
     args: PPOConfig,
 ) -> Models:
-    """Return the models of a run; arguments are those of [`PPOTrainer`], `policy` a loaded model.
+    """Return the models of a run. The arguments are those of [`PPOTrainer`]; `policy` is a loaded model.
 
     Raises:
-        ValueError: if they exclude each other.
+        ValueError: if arguments exclude each other.
     """
     if ref_model is policy:
         raise ValueError("ref_model is the policy itself, which is trained; give a copy, or leave it out for one")
     rewards_given, adapters = (reward_funcs, reward_processing_classes, tokenizer), None
     if args.critic_backbone == "own":
-        # A critic of its own is made before adapters enter the policy.
+        # A critic with its own backbone must be made before adapters are added to the policy.
         rewards = make_rewards(*rewards_given)
         critic = _own_critic(value_model, rewards, policy)
         policy = _with_adapters(policy, peft_config, args)
@@ -199,7 +199,7 @@ def build_models(
     weights = args.reward_weights or [1.0] * len(rewards)
     if len(weights) != len(rewards):
         raise ValueError(f"reward_weights: {len(weights)} for {len(rewards)} reward functions")
-    # Scores are on the reward model's scale, and so is a critic that starts as a copy of it.
+    # Scores are on the reward model's scale, so a critic that starts as a copy of that model must be on it too.
     critic_mean = 0.0 if isinstance(critic, TrunkHead) else fold_scale(critic.score, critic.config)
     reference = _reference(ref_model, policy)
     models = Models(policy, rewards, torch.tensor(weights), critic, reference, adapters, critic_mean)
@@ -209,7 +209,7 @@ def build_models(
 
 
 def _own_critic(value_model: Any, rewards: list[Reward], policy: nn.Module) -> PreTrainedModel:
-    """Return the critic: the one given, else a copy of the first reward model, else the policy's backbone."""
+    """Return the critic: the given model, else a copy of the first reward model, else of the policy's backbone."""
     first = rewards[0]
     if any(isinstance(reward, ModelReward) and value_model is reward.model for reward in rewards):
         raise ValueError("value_model is the reward model itself, which stays frozen; give a copy or leave it out")
@@ -229,7 +229,7 @@ def _own_critic(value_model: Any, rewards: list[Reward], policy: nn.Module) -> P
 def _on_the_backbone(
     policy: nn.Module, rewards_given: tuple, args: PPOConfig
 ) -> tuple[list[Reward], nn.Module, Adapters | None]:
-    """Return rewards and critic where the critic has no backbone of its own."""
+    """Return rewards, critic and adapters if the critic shares the policy's backbone."""
     if args.critic_backbone == "policy":
         return make_rewards(*rewards_given), TrunkHead(policy), None
     if not isinstance(policy, PeftModel):
@@ -244,7 +244,7 @@ def _on_the_backbone(
 
 
 def _with_adapters(policy: nn.Module, peft_config: PeftConfig | None, args: PPOConfig) -> nn.Module:
-    """Return the policy with the adapters that are trained, if any."""
+    """Add the adapters to be trained to the policy, if there are any, and return it."""
     if peft_config is not None:
         if isinstance(policy, PeftModel):
             raise ValueError("peft_config: the model has adapters already; merge them first or leave it out")
@@ -258,7 +258,7 @@ def _with_adapters(policy: nn.Module, peft_config: PeftConfig | None, args: PPOC
 
 
 def _reference(ref_model: str | PreTrainedModel | None, policy: nn.Module) -> PreTrainedModel | None:
-    """Return the frozen reference, or None where it is the policy with other adapters."""
+    """Return the frozen reference, or None if it is the policy with other adapters."""
     if ref_model is not None:
         return load_model(AutoModelForCausalLM, ref_model).eval().requires_grad_(False)
     if isinstance(policy, PeftModel):

@@ -1,4 +1,4 @@
-"""The settings of [`PPOTrainer`]: `transformers.TrainingArguments` and what PPO adds, under TRL's names."""
+"""The settings of [`PPOTrainer`]: `transformers.TrainingArguments` and the settings of PPO, under TRL's names."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,8 +13,8 @@ from transformers.trainer_utils import HubStrategy
 from .sharding import fsdp_plugin, uses_deepspeed
 
 
-# What `max_approx_kl` is if unset. Healthy updates of the recipes stay below 0.05; the toy of tests/test_seed_examples.py
-# runs away at a learning rate of 1e-3 without it, and at none with it.
+# The default of `max_approx_kl`. Healthy updates of the recipes stay below 0.05. The small model of
+# tests/test_seed_examples.py diverges at a learning rate of 1e-3 without this limit, and at no learning rate with it.
 MAX_APPROX_KL = 0.1
 
 
@@ -24,9 +24,9 @@ class PPOConfig(TrainingArguments):
 
     Names, meanings and defaults are those of TRL's last `PPOConfig` (1.12), with these differences:
 
-    - `logging_steps`, `save_steps`, `eval_steps` and `max_steps` count optimizer steps, as in every `Trainer`; what
-      falls inside an update is done at its end.
-    - `num_mini_batches` is real: an update makes `num_ppo_epochs * num_mini_batches` optimizer steps.
+    - `logging_steps`, `save_steps`, `eval_steps` and `max_steps` count optimizer steps, as in every `Trainer`; an
+      action that is due inside an update is done at its end.
+    - `num_mini_batches` is respected: an update makes `num_ppo_epochs * num_mini_batches` optimizer steps.
     - Answers stop at the tokenizer's EOS unless `stop_token_id` says otherwise.
     - `bf16` is on by default only where CUDA is; `gradient_checkpointing` is off by default; Adam's epsilon is 1e-5.
 
@@ -197,7 +197,7 @@ class PPOConfig(TrainingArguments):
         default=False, metadata={"help": "End the run with an error when the policy collapses, before it is saved."}
     )
 
-    # Derived: whatever is given is overwritten by the trainer (TRL scripts read them)
+    # Derived: the trainer overwrites given values (TRL scripts read these fields)
     world_size: int | None = field(default=None, metadata={"help": "Derived: processes."})
     num_total_batches: int | None = field(default=None, metadata={"help": "Derived: updates of the run."})
     local_batch_size: int | None = field(default=None, metadata={"help": "Derived: episodes per update and process."})
@@ -213,7 +213,7 @@ class PPOConfig(TrainingArguments):
             cuda = torch.cuda.is_available() and not self.use_cpu and torch.cuda.is_bf16_supported()
             self.bf16 = cuda and not self.fp16
         super().__post_init__()
-        # Under ZeRO-3 models would now be read in shards, of which reference and critic cannot be copies.
+        # Otherwise models would now be loaded in shards under ZeRO-3, and reference and critic could not copy them.
         unset_hf_deepspeed_config()
         if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             raise ValueError(
@@ -263,12 +263,12 @@ class PPOConfig(TrainingArguments):
 
     @property
     def steps_per_update(self) -> int:
-        """Optimizer steps of one update."""
+        """Return the number of optimizer steps of an update."""
         return self.num_ppo_epochs * self.num_mini_batches
 
     @property
     def logits_temperature(self) -> float:
-        """What logits are divided by, in sampling and in all log-probs (N+ adds 1e-7)."""
+        """Return the divisor of logits, in sampling and in all log-probs (N+ adds 1e-7)."""
         return self.temperature + 1e-7
 
     def shows_samples(self, update: int) -> bool:
@@ -277,13 +277,14 @@ class PPOConfig(TrainingArguments):
         return bool(count) and update % math.ceil(self.num_total_batches / count) == 0
 
     def derive_sizes(self, rows: int | None) -> None:
-        """Turn episodes into optimizer steps, and cut the batch so that Trainer accumulates over one minibatch.
+        """Convert episodes to optimizer steps, and set gradient accumulation so that a step covers one minibatch.
 
         Args:
-            rows: prompts of the training data; None without any.
+            rows: number of training prompts; None without training data.
 
         Raises:
-            ValueError: if the batch cannot be cut as asked, or there are fewer prompts than an update takes.
+            ValueError: if the batch cannot be divided into the minibatches, or there are fewer prompts than an update
+                takes.
         """
         local = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if local % self.num_mini_batches:
@@ -308,14 +309,14 @@ class PPOConfig(TrainingArguments):
         self.num_total_batches = updates
         self.gradient_accumulation_steps = math.ceil(self.local_mini_batch_size / self.per_device_train_batch_size)
         self.max_steps = updates * self.steps_per_update
-        # An update's prompts and random numbers follow from its number: there is no data to skip on resume.
+        # An update's prompts and random numbers depend only on its number, so there is no data to skip on resume.
         self.ignore_data_skip = True
 
     def check(self, accelerator: Accelerator, optimizer: torch.optim.Optimizer | None) -> None:
-        """Refuse options that this way of running cannot honour, and settle what depends on it.
+        """Refuse options that do not work with FSDP, DeepSpeed or a given optimizer, and set `max_approx_kl`.
 
         Args:
-            optimizer: the caller's own, if any.
+            optimizer: the caller's own optimizer, if any.
         """
         fsdp, deepspeed = fsdp_plugin(accelerator), uses_deepspeed(accelerator)
         if fsdp is not None and fsdp.fsdp_version == 1:

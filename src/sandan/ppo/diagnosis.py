@@ -1,8 +1,8 @@
-"""What a PPO run's logged metrics show and its reward does not, in plain words.
+"""Find signs of trouble in the logged metrics of a PPO run that its reward does not show, and describe them as text.
 
-A policy can raise the score that it is trained on while its answers get worse (over-optimisation: Gao et al. 2023, arXiv
-2210.10760). The signs are in the metrics of every update; the limits here are rules of thumb, far from what a healthy
-run shows, and what they find is advice.
+A policy can raise the score that it is trained on while its answers get worse (over-optimisation: Gao et al. 2023,
+arXiv 2210.10760). The signs are in the metrics of every update. The limits here are rules of thumb, far from the
+values of a healthy run, and the findings are advice.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 
-# Updates (or logged means of several) that are averaged at the start and at the end of the history.
+# Number of entries (updates, or logged means of several) averaged at the start and at the end of the history.
 WINDOW = 3
-# Updates in which the critic may explain nothing before it is worth a word.
+# Number of entries in which the critic may explain nothing before this is reported.
 CRITIC_PATIENCE = 10
-# At one nat each sampled token is e times as likely as it was under the reference, at two 7 times: that is no longer a
-# choice among the answers that the reference gives.
+# At one nat a sampled token is e times as likely as under the reference, at two nats 7 times: the policy then no
+# longer chooses among answers that the reference gives.
 MAX_KL_PER_TOKEN, LOST_KL_PER_TOKEN = 1.0, 2.0
 MAX_LENGTH_GROWTH = 1.5
 MAX_REPETITION_GROWTH = 0.2
@@ -24,12 +24,12 @@ MIN_ENTROPY_LEFT, MIN_ENDING_LEFT, FEW_ENDING_LEFT = 0.1, 0.5, 0.1
 
 @dataclass(frozen=True)
 class Finding:
-    """Something a user should look at.
+    """A problem that a user should look at.
 
     Args:
-        kind: a short name, one per rule.
-        text: one sentence with the figures, and what to do.
-        collapse: whether the policy is lost rather than suspicious.
+        kind: the short name of the rule.
+        text: a sentence with the figures and advice.
+        collapse: True if the policy has collapsed, False if the finding is only a warning.
     """
 
     kind: str
@@ -38,7 +38,7 @@ class Finding:
 
 
 def findings(history: Sequence[dict[str, Any]]) -> list[Finding]:
-    """What stands out at the end of a log history.
+    """Return the problems at the end of a log history.
 
     Args:
         history: `trainer.state.log_history` or a part of it; entries of evaluations are ignored.
@@ -62,7 +62,7 @@ def findings(history: Sequence[dict[str, Any]]) -> list[Finding]:
 
 
 def is_long_enough(history: Sequence[dict[str, Any]]) -> bool:
-    """Whether a history has the entries that [`findings`] needs to find anything."""
+    """Return whether a history has enough entries for [`findings`] to find anything."""
     return len(_entries(history)) >= 2 * WINDOW
 
 
@@ -83,7 +83,7 @@ class _Means:
 
 
 def _over_optimisation(first: _Means, last: _Means) -> Iterator[Finding]:
-    """The score rises by means that it does not see."""
+    """Yield signs that the score rises in ways that make answers worse, or that the policy left its reference."""
     kl_per_token = last.kl / max(last.tokens, 1)
     rise = f"the score rises ({first.score:.3g} to {last.score:.3g}) while"
     advice = "read the samples, judge them by another measure than this reward, and"
@@ -124,7 +124,7 @@ def _over_optimisation(first: _Means, last: _Means) -> Iterator[Finding]:
 
 
 def _broken_answers(first: _Means, last: _Means) -> Iterator[Finding]:
-    """Answers lose their end or their variety."""
+    """Yield signs that answers no longer end or have lost their variety."""
     if last.stopped < MIN_ENDING_LEFT * first.stopped:
         yield Finding(
             "endless",

@@ -1,4 +1,4 @@
-"""Look at every update of a PPO run with `sandan.ppo.diagnosis`; only with `stop_on_collapse` does a run end by it."""
+"""Check every update of a PPO run with `sandan.ppo.diagnosis`. Only with `stop_on_collapse` does this end a run."""
 
 import logging
 from typing import Any
@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 class Watch:
-    """Logs each finding when it appears. It sees every update, however seldom the run logs.
+    """Watcher that logs each finding when it appears. It sees every update, even if the run logs rarely.
 
-    A resumed run goes on with the logged part of its history.
+    A resumed run continues with the logged part of its history.
     """
 
     def __init__(self, args: PPOConfig):
@@ -26,16 +26,16 @@ class Watch:
         self.known: set[str] = set()
 
     def look(self, metrics: dict[str, float], state: TrainerState) -> None:
-        """Look at the metrics of one more update, the same on all ranks.
+        """Check the metrics of a new update, which are the same on all ranks.
 
         Raises:
-            GateError: at a collapse, if the settings say so, on all ranks, and before Trainer saves the step.
+            GateError: at a collapse with `stop_on_collapse`, on all ranks, before Trainer saves the step.
         """
         if self.history is None:
             self.history = [entry for entry in state.log_history if "objective/kl" in entry]
             self.known = {finding.kind for finding in findings(self.history)}
         self.history.append(metrics)
-        # The start and the end are all that findings are about.
+        # The findings need only the start and the end.
         del self.history[WINDOW : -max(WINDOW, CRITIC_PATIENCE)]
         found = findings(self.history)
         for finding in found:

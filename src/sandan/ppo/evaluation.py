@@ -1,4 +1,4 @@
-"""Answer held-out prompts without learning from them, and show a few answers."""
+"""Answer held-out prompts to measure the policy, and show a few answers."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# First number of the seeds of the answers to evaluation prompts; those of training have others.
+# First number of the seeds for answers to evaluation prompts; training uses other first numbers.
 EVALUATION = 3
 SHOWN_SAMPLES = 4
 PROMPT_COLUMNS, ANSWER_COLUMNS = 60, 120
@@ -30,14 +30,14 @@ PROMPT_COLUMNS, ANSWER_COLUMNS = 60, 120
 
 @torch.no_grad()
 def evaluate_answers(trainer: "PPOTrainer", dataset: "Dataset", prefix: str) -> dict[str, float]:
-    """Return means over the answers to held-out prompts: scores, KL, lengths; the same seed every time.
+    """Return means over the answers to held-out prompts: scores, KL, lengths. The seed is the same every time.
 
     Args:
-        prefix: of the metrics' names.
+        prefix: of the names of the metrics.
     """
     args, over_ranks, total = trainer.args, trainer.over_ranks, len(dataset)
     rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    # Every rank takes as many rows (some twice, with weight 0): sharded models generate together.
+    # Every rank takes the same number of rows (some twice, with weight 0), because sharded models generate together.
     mine = range(rank, math.ceil(total / ranks) * ranks, ranks)
     sums = 0
     for number, batch in enumerate(batched(mine, args.per_device_eval_batch_size)):
@@ -57,7 +57,7 @@ def evaluate_answers(trainer: "PPOTrainer", dataset: "Dataset", prefix: str) -> 
 def _columns(
     trainer: "PPOTrainer", rollout: Rollout, scores: torch.Tensor, forward: Forward
 ) -> Iterator[torch.Tensor]:
-    """Yield what is summed up over the answers, each `(B,)`: 1, score, KL, length, whether it stopped."""
+    """Yield the columns that are summed over the answers, each `(B,)`: 1, score, KL, length, whether it stopped."""
     lengths = rollout.lengths(scores.device)
     mask, _ = response_masks(lengths, forward.logprobs.shape[1])
     kl = kl_estimate(forward.logprobs, forward.ref_logprobs, trainer.args.kl_estimator).masked_fill(~mask, 0)
@@ -65,7 +65,7 @@ def _columns(
 
 
 def generate_completions(trainer: "PPOTrainer", sampling: bool) -> list[dict[str, Any]]:
-    """Answer the evaluation prompts greedily; arguments and result are those of the trainer's method."""
+    """Answer the evaluation prompts greedily; see [`PPOTrainer.generate_completions`]."""
     dataset = trainer.get_eval_dataloader().dataset
     size = min(trainer.args.per_device_eval_batch_size, len(dataset)) if sampling else len(dataset)
     rollout = trainer.sample([dataset[index] for index in range(size)], seed=0, greedy=True)
@@ -85,10 +85,10 @@ def show_samples(trainer: "PPOTrainer", rollout: Rollout, scores: list[float]) -
 
 
 def samples_table(prompts: Sequence[Any], completions: Sequence[Completion], scores: Sequence[float]) -> str:
-    """Return score, tokens, whether the answer ended, prompt and answer, a line each; of long texts the start.
+    """Return a table with score, number of tokens, whether the answer ended, prompt and answer. Long texts are cut.
 
     Args:
-        prompts: texts or conversations (of which the last message is shown).
+        prompts: texts or conversations (the last message is shown).
     """
     rows = [("score", "tokens", "ended", "prompt", "answer")]
     for prompt, completion, score in zip(prompts, completions, scores, strict=True):

@@ -1,4 +1,4 @@
-"""From a scored rollout to advantages and returns: what an update learns from."""
+"""The training data of an update: advantages and returns, computed from a scored rollout."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from .rollout import Rollout, queued
 
 @dataclass
 class Forward:
-    """Per-token numbers of a rollout under the models of its start, each `(B, T)`."""
+    """Per-token numbers of a rollout, from the models before the update, each `(B, T)`."""
 
     logprobs: torch.Tensor
     ref_logprobs: torch.Tensor
@@ -22,7 +22,7 @@ class Forward:
 
 @dataclass
 class Experience:
-    """What an update learns from, for this rank's `B` episodes and their `T` response positions.
+    """The training data of an update, for this rank's `B` episodes and their `T` response positions.
 
     `kl` (`(B, T)`) is the estimated divergence per token, 0 outside the answers.
     """
@@ -40,14 +40,14 @@ class Experience:
     def micro_batch(
         self, indices: Sequence[int], response_length: int, pad_token_id: int, device: torch.device
     ) -> dict[str, torch.Tensor]:
-        """Return model inputs of some rows ([`Rollout.tensors`]) and, as `old_...`, what their loss is computed from."""
+        """Return model inputs of some rows ([`Rollout.tensors`]) and, as `old_...`, the other inputs of their loss."""
         inputs = self.rollout.tensors(indices, response_length, pad_token_id, device)
         rows, width = queued(torch.tensor(indices), device), inputs["responses"].shape[1]
         names = ("logprobs", "values", "advantages", "returns", "policy_mask", "value_mask")
         return inputs | {f"old_{name}": getattr(self, name)[rows, :width] for name in names}
 
     def not_finite(self, over_ranks: OverRanks) -> str | None:
-        """Name the numbers that would ruin the weights, the first in the order of computation, or return None."""
+        """Return a text that names the first numbers that are not finite, in the order of computation, or None."""
         named = {
             "log-probs": self.logprobs.masked_fill(~self.policy_mask, 0),
             "kl": self.kl,
@@ -71,10 +71,10 @@ def estimate(
     args: PPOConfig,
     over_ranks: OverRanks,
 ) -> Experience:
-    """Turn scores `(B,)` into KL-penalised rewards per token, and those into advantages and returns.
+    """Convert scores `(B,)` to KL-penalised rewards per token, and these to advantages and returns.
 
     Args:
-        value_center: what is subtracted from the critic's values.
+        value_center: the number to subtract from the critic's values.
     """
     lengths = rollout.lengths(scores.device)
     mask, value_mask = response_masks(lengths, old.logprobs.shape[1], args.score_at_stop_token)
@@ -90,6 +90,6 @@ def estimate(
 
 
 def last_values(rollout: Rollout, values: torch.Tensor, args: PPOConfig) -> torch.Tensor:
-    """Return the critic's value at the last position of its mask, `(B,)`, of values `(B, T)`."""
+    """Return the critic's values `(B,)` at the last positions of its mask, from values `(B, T)`."""
     _, value_mask = response_masks(rollout.lengths(values.device), values.shape[1], args.score_at_stop_token)
     return values.gather(1, value_mask.sum(1, keepdim=True) - 1).squeeze(1)

@@ -1,6 +1,6 @@
-"""The arithmetic of PPO for language models: pure functions, to be read beside the papers.
+"""The formulas of PPO for language models: pure functions, to be read beside the papers.
 
-One prompt x, one response y_0 ... y_n sampled at temperature tau, n the index of the first stop token (or the last one):
+For a prompt x and a response y_0 ... y_n sampled at temperature tau, n the index of the first stop token (or the end):
 
     r_t = -beta kl_t + [t = e] score                                            token rewards   Ziegler et al. 2019
     delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1}     advantages   Schulman et al. 2016
@@ -9,8 +9,8 @@ One prompt x, one response y_0 ... y_n sampled at temperature tau, n the index o
     L_policy = mean max(-A rho, -A clip(rho, 1 - eps, 1 + eps))                                 Schulman et al. 2017
     L_value  = 1/2 mean max((v - G)^2, (clip(v, V - eps_v, V + eps_v) - G)^2)
 
-Shapes: B rows (answers), T response positions. Log-probabilities and divergences are in nats. "N+" is Huang et al. 2024
-(arXiv 2403.17031), whose published code fixes every detail that the papers leave open.
+Shapes: B rows (answers), T response positions. Log-probabilities and divergences are in nats. "N+" is Huang et al.
+2024 (arXiv 2403.17031), whose published code decides every detail that the papers leave open.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,13 +31,13 @@ def _on_one_rank(total: torch.Tensor) -> torch.Tensor:
 def response_masks(
     lengths: torch.Tensor, width: int, score_at_stop_token: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which positions the policy and the critic are trained on, from the lengths and never from `ids != pad`.
+    """Return masks of the positions at which policy and critic are trained, from the lengths, not from `ids != pad`.
 
     Args:
-        lengths (`(B,)`): tokens of each response, its stop token included.
+        lengths (`(B,)`): tokens of each response, with its stop token.
         width: T.
-        score_at_stop_token: as in [`token_rewards`]. If False the critic has one position more than the policy, the
-            one after the stop token, where the score is paid (N+).
+        score_at_stop_token: as in [`token_rewards`]. If False the critic has one more position than the policy: the
+            position after the stop token, where the score is paid (N+).
 
     Returns:
         The policy's and the critic's mask, both boolean `(B, T)`.
@@ -49,12 +49,12 @@ def response_masks(
 
 
 def masked_sum(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Sum over the masked positions, whatever stands (even NaN) at the others."""
+    """Return the sum over the positions in the mask; values at other positions (even NaN) are ignored."""
     return torch.where(mask, values, 0).sum()
 
 
 def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str) -> torch.Tensor:
-    """Per-token estimates of KL(policy || reference) from the sampled tokens (http://joschu.net/blog/kl-approx.html).
+    """Estimate KL(policy || reference) per token from the sampled tokens (http://joschu.net/blog/kl-approx.html).
 
     With log r = log p_ref - log p: k1 = -log r (unbiased), k2 = log^2 r / 2, k3 = (r - 1) - log r (unbiased, never
     negative).
@@ -77,9 +77,10 @@ def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: s
 def token_rewards(
     kl: torch.Tensor, scores: torch.Tensor, lengths: torch.Tensor, kl_coef: float, score_at_stop_token: bool = False
 ) -> torch.Tensor:
-    """r_t = -beta kl_t + [t = e] score (Ziegler et al. 2019, eq. 2).
+    """Return r_t = -beta kl_t + [t = e] score, `(B, T)` (Ziegler et al. 2019, eq. 2).
 
-    e is the position after the stop token if there is one (N+ and TRL), or the last token's own (OpenRLHF).
+    e is the position after the last token, if the row has one (N+ and TRL), or with `score_at_stop_token` that of the
+    last token itself (OpenRLHF).
 
     Args:
         kl (`(B, T)`): per-token KL, 0 outside the response.
@@ -93,7 +94,7 @@ def token_rewards(
 def generalized_advantages(
     rewards: torch.Tensor, values: torch.Tensor, gamma: float, lam: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generalized advantage estimation (Schulman et al. 2016, eq. 16); V and A are 0 after the last position.
+    """Return generalized advantages (Schulman et al. 2016, eq. 16); V and A are 0 after the last position.
 
     Args:
         rewards, values (`(B, T)`): both 0 outside the critic's mask.
@@ -114,14 +115,14 @@ def generalized_advantages(
 def whiten(
     values: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True, reduce: Reduce = _on_one_rank
 ) -> torch.Tensor:
-    """Scale to unit variance (unbiased) and, with `shift_mean`, to mean 0 over the masked positions of all ranks.
+    """Scale to unit variance (unbiased) and, with `shift_mean`, to mean 0, over the positions in all ranks' masks.
 
     Args:
         values (`(B, T)`), mask (boolean `(B, T)`): the result is 0 outside the mask.
         reduce: sums a tensor over the ranks.
 
     Raises:
-        ValueError: if fewer than two positions are masked in: they have no variance.
+        ValueError: if fewer than two positions are in the mask, because they have no variance.
     """
     total, count = reduce(torch.stack([masked_sum(values, mask), mask.sum().to(values.dtype)]))
     if count < 2:
@@ -139,10 +140,10 @@ def clipped_policy_loss(
     cliprange: float,
     dual_clip: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """max(-A rho, -A clip(rho, 1 - eps, 1 + eps)) per token (Schulman et al. 2017, eq. 7, negated).
+    """Return max(-A rho, -A clip(rho, 1 - eps, 1 + eps)) per token (Schulman et al. 2017, eq. 7, negated).
 
-    Where A < 0 this has no upper bound in rho: one token that became far more probable can rule a whole step. With
-    `dual_clip` c the loss is then at most -c A (Ye et al. 2020, arXiv 1912.09729, eq. 5).
+    Where A < 0 this has no upper bound in rho: a single token that became far more probable can dominate a whole step.
+    With `dual_clip` c the loss is then at most -c A (Ye et al. 2020, arXiv 1912.09729, eq. 5).
 
     Args:
         logprobs, old_logprobs, advantages (`(B, T)`): gradients flow through `logprobs` only.
@@ -165,7 +166,7 @@ def clipped_policy_loss(
 def clipped_value_loss(
     values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, cliprange: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """1/2 max((v - G)^2, (clip(v, V - eps, V + eps) - G)^2) per token (OpenAI baselines, Ziegler et al. 2019).
+    """Return 1/2 max((v - G)^2, (clip(v, V - eps, V + eps) - G)^2) per token (OpenAI baselines, Ziegler et al. 2019).
 
     Args:
         values, old_values, returns (`(B, T)`): gradients flow through `values` only.
@@ -181,7 +182,10 @@ def clipped_value_loss(
 def explained_variance(
     values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, reduce: Reduce = _on_one_rank
 ) -> torch.Tensor:
-    """1 - Var(G - V) / Var(G) over the masked positions of all ranks: 1 a perfect critic, <= 0 a useless one."""
+    """Return 1 - Var(G - V) / Var(G) over the positions in the masks of all ranks.
+
+    It is 1 for a perfect critic, and 0 or less for a useless critic.
+    """
 
     def variance(x: torch.Tensor) -> torch.Tensor:
         total, count = reduce(torch.stack([masked_sum(x, mask), mask.sum().to(x.dtype)]))
@@ -191,10 +195,12 @@ def explained_variance(
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target_kl: float, episodes: int, horizon: int) -> float:
-    """The proportional controller of Ziegler et al. 2019, section 2.2: beta moves by at most 20% per `horizon` episodes.
+    """Return the next KL coefficient: beta moves by at most 20% per `horizon` episodes.
+
+    This is the proportional controller of Ziegler et al. 2019, section 2.2.
 
     Args:
-        kl: mean KL of the last batch, nats per response.
+        kl: mean KL of the last batch, in nats per response.
         episodes: responses in that batch.
     """
     error = min(max(kl / target_kl - 1, -0.2), 0.2)
@@ -205,11 +211,11 @@ Moments = tuple[float, float, float]
 
 
 def updated_moments(moments: Moments, values: torch.Tensor, reduce: Reduce = _on_one_rank) -> Moments:
-    """Count, mean and sum of squared deviations of all values so far (Chan, Golub and LeVeque 1979, eq. 2.1).
+    """Return count, mean and sum of squared deviations of all values so far (Chan, Golub and LeVeque 1979, eq. 2.1).
 
     Args:
-        moments: of the values before; `(0, 0, 0)` at the start.
-        values (`(B,)`): this rank's new ones.
+        moments: of the earlier values; `(0, 0, 0)` at the start.
+        values (`(B,)`): this rank's new values.
         reduce: sums a tensor over the ranks.
     """
     old_count, old_mean, old_deviations = moments
@@ -226,13 +232,13 @@ def updated_moments(moments: Moments, values: torch.Tensor, reduce: Reduce = _on
 
 
 def standard_deviation(moments: Moments) -> float:
-    """The unbiased one; 1 where nothing has varied yet, so that it can be divided by."""
+    """Return the unbiased standard deviation, or 1 if the values have not varied yet, so that it can be a divisor."""
     count, _, deviations = moments
     return (deviations / (count - 1)) ** 0.5 if count > 1 and deviations > 0 else 1.0
 
 
 def repeated_share(token_ids: Sequence[int], size: int = 3) -> float:
-    """Share of a text's n-grams of `size` tokens that occurred in it before: 0 never, towards 1 a loop.
+    """Return the share of a text's n-grams of `size` tokens that occurred in it before: 0 for none, near 1 for a loop.
 
     It is 1 - distinct / all (the `seq-rep-n` of Welleck et al. 2020, arXiv 1908.04319, section 6).
     """

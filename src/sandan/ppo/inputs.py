@@ -1,4 +1,4 @@
-"""What a model is called with."""
+"""Build the forward arguments for left-padded batches."""
 
 import functools
 import inspect
@@ -14,17 +14,17 @@ def _parameters(kind: type) -> frozenset[str]:
 
 
 def takes(model: nn.Module, name: str) -> bool:
-    """Whether a model's forward has a parameter of this name."""
+    """Return whether a model's forward has a parameter of this name."""
     return name in _parameters(type(model))
 
 
 def forward_inputs(model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> dict[str, Any]:
-    """What a left-padded batch needs so that each row gives what it would give alone.
+    """Return the forward arguments for a left-padded batch, so that each row gives the same result as it would alone.
 
-    Positions count real tokens, and padding becomes token 0: a pad id may lie outside the embedding table.
+    Positions count real tokens, and padding becomes token 0, because a pad id may be outside the embedding table.
 
     Args:
-        input_ids, attention_mask (`(B, L)`): the mask is None where nothing is padded.
+        input_ids, attention_mask (`(B, L)`): the mask is None if nothing is padded.
     """
     if attention_mask is None:
         return {"input_ids": input_ids, "use_cache": False}
@@ -33,7 +33,7 @@ def forward_inputs(model: nn.Module, input_ids: torch.Tensor, attention_mask: to
         "attention_mask": attention_mask,
         "use_cache": False,
     }
-    # A few architectures (those with ALiBi) have no positions to give.
+    # A few architectures (those with ALiBi) have no position ids.
     if takes(model, "position_ids"):
         inputs["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
     return inputs

@@ -17,12 +17,12 @@ from .vllm_sampler import sampling_difference
 
 
 class UpdateMetrics:
-    """Collects the metrics of one update after the other.
+    """Collector of the metrics of each update.
 
     Attributes:
-        current (`dict`): of the update under way.
-        history (`list`): of the updates since the last log.
-        steps_taken (`int`): optimizer steps that the update under way has really made.
+        current (`dict`): metrics of the current update.
+        history (`list`): metrics of the updates since the last log.
+        steps_taken (`int`): optimizer steps that the current update has really made.
     """
 
     def __init__(self, args: PPOConfig, over_ranks: OverRanks):
@@ -32,14 +32,14 @@ class UpdateMetrics:
         self.history: list[dict[str, float]] = []
         self.steps_taken = 0
         self.sums: dict[str, torch.Tensor] = {}
-        # Approximate KL and tokens of the optimizer step under way.
+        # Approximate KL and tokens of the current optimizer step.
         self._step = torch.zeros(2, device=self.device)
         self._pace: tuple[float, int] | None = None
 
-    # ---- An update, in its order ----
+    # ---- An update, in the order of the calls ----
 
     def begin(self, episodes_before: int) -> None:
-        """Begin an update: the clock of its rollout runs.
+        """Begin an update, and start the clock of its rollout.
 
         Args:
             episodes_before: episodes of the run before this update.
@@ -63,11 +63,11 @@ class UpdateMetrics:
         rewards: Sequence[Reward],
         kl_coef: float,
     ) -> None:
-        """Add what is known before the first optimizer step.
+        """Add the metrics that are known before the first optimizer step.
 
         Args:
-            scores_before (`(B,)`): before penalties.
-            components (`(B, rewards)`): of each reward.
+            scores_before (`(B,)`): scores before penalties.
+            components (`(B, rewards)`): scores of each reward.
         """
         mean, rollout, mask = self.over_ranks.mean, experience.rollout, experience.policy_mask
         kl = experience.kl.sum(1)
@@ -116,7 +116,7 @@ class UpdateMetrics:
         """Add the sums over the tokens of a micro-batch.
 
         Args:
-            losses: sums that are known already, by name.
+            losses: sums over tokens that were computed for the loss, by name.
             logprobs, ratio, policy_clipped, value_clipped: `(B, T)`.
         """
         mask, value_mask = inputs["old_policy_mask"], inputs["old_value_mask"]
@@ -135,13 +135,13 @@ class UpdateMetrics:
         self._step += torch.stack([sums[name].detach().float() for name in ("policy/approxkl_avg", "tokens")])
 
     def step_approx_kl(self) -> float:
-        """Return the approximate KL of the optimizer step under way, in nats per token, and begin the next one."""
+        """Return the approximate KL of the current optimizer step, in nats per token, and reset it for the next."""
         approx_kl, tokens = self.over_ranks.sum(self._step).tolist()
         self._step.zero_()
         return approx_kl / tokens
 
     def finish(self, episodes: int) -> dict[str, float]:
-        """Return the metrics of the update: its means over the tokens of all ranks, and its pace."""
+        """Return the metrics of the update: its means over the tokens of all ranks, and its speed."""
         metrics, now = self.current, time.perf_counter()
         names = sorted(self.sums)
         sums = self.over_ranks.sum(torch.stack([self.sums[name].float() for name in names]))
@@ -174,13 +174,13 @@ class UpdateMetrics:
         self.history.clear()
 
     def restart_clock(self) -> None:
-        """Let the pace, `eps`, be that of the run that begins now."""
+        """Restart the measurement of the speed, `eps`, for a new run."""
         self._pace = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was not logged yet, in JSON types."""
+        """Return the metrics that were not logged yet, in JSON types."""
         return {"updates": self.history}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what [`state_dict`] gave."""
+        """Restore the result of [`state_dict`]."""
         self.history = state["updates"]

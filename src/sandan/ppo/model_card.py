@@ -30,14 +30,14 @@ PAPER = {
     eprint = {arXiv:1909.08593}
 }""",
 }
-# Pickles (of optimizer, schedule and random states) and what else only a resumed run reads.
+# Pickles (of optimizer, schedule and random states) and other files that only a resumed run reads.
 STAYS_HOME = ("*.bin", "*.pt", "*.pth", "*.distcp", ".metadata", "ppo_state.json", "trainer_state.json", MANIFEST)
 
 
 def write_model_card(
     trainer: Trainer, model_name: str | None, dataset_name: str | None, tags: str | list[str] | None
 ) -> None:
-    """Write `README.md` into the trainer's output folder, on the main process; arguments are those of its method."""
+    """Write `README.md` into the trainer's output folder, on the main process (`PPOTrainer.create_model_card`)."""
     args = trainer.args
     if not trainer.is_world_process_zero():
         return
@@ -69,14 +69,17 @@ def write_model_card(
 
 
 def push_checkpoint(trainer: Trainer, folder: str) -> None:
-    """Push a checkpoint: policy, critic and card, but no pickled files. Only `hub_strategy="every_save"` is supported."""
+    """Push a checkpoint: policy, critic and card, but no pickled files.
+
+    Only `hub_strategy="every_save"` is supported; with "end" nothing is pushed here.
+    """
     args, job = trainer.args, trainer.push_in_progress
     if not trainer.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
         return
     if job is not None and not job.is_done() and not args.hub_always_push:
         return
     trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
-    # Uploaded from a copy, as by Trainer: `save_total_limit` may remove the checkpoint meanwhile.
+    # Upload from a copy, as Trainer does, because `save_total_limit` may remove the checkpoint during the upload.
     shutil.copytree(folder, args.output_dir, ignore=shutil.ignore_patterns(*STAYS_HOME), dirs_exist_ok=True)
     trainer.create_model_card()
     job = HfApi().upload_folder(
@@ -92,7 +95,7 @@ def push_checkpoint(trainer: Trainer, folder: str) -> None:
 
 
 def _run_urls() -> list[tuple[str, Any]]:
-    """Where the loggers of this process show the run."""
+    """Return the names and URLs of the loggers of this process."""
     urls = [("Comet", get_comet_experiment_url()), ("Trackio", get_trackio_space_url())]
     if is_wandb_available():
         import wandb

@@ -1,4 +1,4 @@
-"""Policy and critic as one module, and the forward pass that reads both at the response positions only."""
+"""Policy and critic as one module, with a forward pass that computes outputs at the response positions only."""
 
 import contextlib
 import copy
@@ -24,7 +24,7 @@ def token_logprobs(
     temperature: float,
     entropy_needs_grad: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities of the response tokens and entropies at their positions, in nats at `temperature`.
+    """Return log-probabilities of the response tokens and entropies at their positions, in nats at `temperature`.
 
     Args:
         model: a causal LM.
@@ -40,7 +40,7 @@ def token_logprobs(
     if takes(base, "logits_to_keep"):
         inputs["logits_to_keep"] = width
     logits = model(**inputs).logits[:, -width:]
-    # TRL's kernel reads bfloat16 logits and counts in float32; without it the vocabulary is summed in float32.
+    # On CUDA, TRL's kernel reads bfloat16 logits and computes in float32; elsewhere logits are converted to float32.
     logits = logits if logits.is_cuda else logits.float()
     return selective_log_softmax_and_entropy(logits, responses, entropy_needs_grad, temperature)
 
@@ -48,7 +48,7 @@ def token_logprobs(
 def token_values(
     value_model: PreTrainedModel | AdapterHead, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int
 ) -> torch.Tensor:
-    """The critic's value before each of the `width` response tokens, `(B, T)` float32."""
+    """Return the critic's value before each of the `width` response tokens, `(B, T)` float32."""
     if isinstance(value_model, AdapterHead):
         return value_model.values(value_model.hidden_states(input_ids, attention_mask)[:, -width:])
     backbone = value_model.base_model
@@ -58,7 +58,7 @@ def token_values(
 
 @contextlib.contextmanager
 def head_inputs(policy: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Collect what the policy's forward passes inside give to its language-model head."""
+    """Collect the inputs of the policy's language-model head in the forward passes of the block."""
     seen: list[torch.Tensor] = []
     hook = policy.get_output_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
@@ -72,11 +72,12 @@ class PolicyAndValue(nn.Module):
 
     Args:
         policy: a causal LM.
-        value_model: a sequence classifier with one label and a linear `score` head, or a head on the policy's backbone.
-        adapters: of the policy, where the critic is one of them.
+        value_model: a sequence classifier with one label and a linear `score` head, or a head on the policy's
+            backbone.
+        adapters: of the policy, if the critic is one of them.
     """
 
-    # Sampling runs in eval mode, where activation checkpointing is inactive: nothing has to be switched off for it.
+    # Sampling runs in eval mode, where activation checkpointing is inactive, so it need not be switched off.
     is_gradient_checkpointing = False
 
     def __init__(
@@ -96,12 +97,12 @@ class PolicyAndValue(nn.Module):
         super().train()
 
     def train(self, mode: bool = True) -> "PolicyAndValue":
-        """As of any module, but at once where nothing changes: Trainer asks before every micro-batch."""
+        """Set the mode, and return at once if it is set already: Trainer calls this before every micro-batch."""
         return self if mode == self.training else super().train(mode)
 
     @property
     def config(self):
-        """The policy's, for callbacks, DeepSpeed and token alignment."""
+        """Return the policy's configuration, for callbacks, DeepSpeed and token alignment."""
         return self.policy.config
 
     @property
@@ -111,7 +112,7 @@ class PolicyAndValue(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, responses: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Log-probabilities, entropies and values, each `(B, T)`; arguments as in [`token_logprobs`]."""
+        """Return log-probabilities, entropies and values, each `(B, T)`; arguments as in [`token_logprobs`]."""
         width = responses.shape[1]
         with head_inputs(self.policy) if isinstance(self.value_model, TrunkHead) else contextlib.nullcontext() as seen:
             logprobs, entropies = token_logprobs(
@@ -122,27 +123,27 @@ class PolicyAndValue(nn.Module):
         return logprobs, entropies, token_values(self.value_model, input_ids, attention_mask, width)
 
     def generate(self, **kwargs) -> torch.Tensor:
-        """The policy's `generate`, a method of the root so that FSDP can gather the root's weights around it."""
+        """Call the policy's `generate`. As a method of the root it lets FSDP gather the root's weights first."""
         with neutral_generation(self.policy.get_base_model() if isinstance(self.policy, PeftModel) else self.policy):
             return self.policy.generate(**kwargs)
 
     @property
     def _no_split_modules(self) -> set[str]:
-        """Layers that FSDP gathers one at a time; without these names it would gather everything at once."""
+        """Return the names of layers that FSDP gathers one at a time; without them it would gather all at once."""
         return {name for model in (self.policy, self.value_model) for name in model._no_split_modules or ()}
 
     def tie_weights(self) -> None:
-        """Tie again what a wrapper has taken apart (accelerate calls this while it makes shards)."""
+        """Tie weights again that a wrapper has separated (accelerate calls this while it makes shards)."""
         self.policy.tie_weights()
 
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
-        for one in self._checkpointed():
-            one.activation_checkpointing_enable(self._recomputing(activation_checkpointing_kwargs), **kwargs)
+        for model in self._checkpointed():
+            model.activation_checkpointing_enable(self._recomputing(activation_checkpointing_kwargs), **kwargs)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
-        """The name of [`activation_checkpointing_enable`] before transformers 5.2x."""
-        for one in self._checkpointed():
-            one.gradient_checkpointing_enable(self._recomputing(gradient_checkpointing_kwargs), **kwargs)
+        """Enable activation checkpointing, under the name of this method before transformers 5.2x."""
+        for model in self._checkpointed():
+            model.gradient_checkpointing_enable(self._recomputing(gradient_checkpointing_kwargs), **kwargs)
 
     def _checkpointed(self) -> list[nn.Module]:
         shared = isinstance(self.value_model, (AdapterHead, TrunkHead))
@@ -155,7 +156,7 @@ class PolicyAndValue(nn.Module):
 
 
 def value_model_from_policy(policy: PreTrainedModel) -> PreTrainedModel:
-    """A critic with the policy's backbone and a zero head: it starts at V = 0 instead of at noise."""
+    """Make a critic with a copy of the policy's backbone and a zero head, so that it starts at V = 0, not at noise."""
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
     value_model = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
@@ -165,20 +166,20 @@ def value_model_from_policy(policy: PreTrainedModel) -> PreTrainedModel:
 
 
 def load_model(auto_class: type, model: str | Path | nn.Module, **kwargs) -> nn.Module:
-    """The model itself, or loaded from a path in float32 (bf16 weights do not move at PPO's learning rates)."""
+    """Return a given model, or load it from a path in float32 (bf16 weights do not move at PPO's learning rates)."""
     return (
         auto_class.from_pretrained(model, dtype=torch.float32, **kwargs) if isinstance(model, (str, Path)) else model
     )
 
 
 def save_policy(policy: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-    """Write a plain `from_pretrained` folder; of an adapted policy, the policy's own adapter."""
+    """Write a plain `from_pretrained` folder; for a policy with adapters, only its own adapter."""
     own = {"selected_adapters": [policy.active_adapter]} if isinstance(policy, PeftModel) else {}
     policy.save_pretrained(folder, state_dict=state_dict, **own)
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Put the weights that `save_pretrained` wrote into an existing model."""
+    """Load the weights that `save_pretrained` wrote into an existing model."""
     if isinstance(model, (AdapterHead, TrunkHead)):
         model.load_pretrained(folder)
     elif isinstance(model, PeftModel):
@@ -189,9 +190,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Switch dropout off for good, so that log-probs of a forward with gradient equal those of one without.
+    """Switch dropout off permanently, so that log-probs in training mode equal those in eval mode.
 
-    TRL's function reaches `nn.Dropout` modules; most of today's models hold attention dropout as a number instead.
+    TRL's function changes `nn.Dropout` modules; most of today's models hold attention dropout as a number instead.
     """
     disable_dropout_in_model(model)
     for module in model.modules():
@@ -201,15 +202,15 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def has_score_head(model: nn.Module) -> bool:
-    """Whether a model is a classifier whose `score` head can be read at every position."""
+    """Return whether a model has a linear `score` head with one output, which can be read at every position."""
     score = getattr(model, "score", None)
     return isinstance(score, nn.Linear) and score.out_features == 1
 
 
 def mark_special_tokens(policy: nn.Module, tokenizer: PreTrainedTokenizerBase, stop_token_id: int) -> None:
-    """Let the saved policy stop where it was trained to; the rest of its generation settings stays its own."""
+    """Add the stop token and the pad token to the policy's generation settings, and leave the others unchanged."""
     config = policy.generation_config
     known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if stop_token_id not in known:
-        config.eos_token_id = [*(one for one in known if one is not None), stop_token_id]
+        config.eos_token_id = [*(token for token in known if token is not None), stop_token_id]
     config.pad_token_id = tokenizer.pad_token_id

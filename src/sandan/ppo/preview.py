@@ -1,4 +1,4 @@
-"""Show the first prompts as PPO takes them, and what its four models take."""
+"""The first prompts as PPO reads them, and the size of its four models, for a dry run."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ def rows(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", config: Any, 
 
 
 def size(tokenizer: Any, missing: set[str], config: Any, judge: Any, model_args: Any, data: Any) -> ModelSize | None:
-    """Return the size of policy and critic, which are trained, and of reference and reward model, which are not."""
+    """Return the size of policy and critic (trained) and of reference and reward model (frozen)."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     policy = size_of(AutoModelForCausalLM, model_args.model_name_or_path, missing)

@@ -1,4 +1,4 @@
-"""Rewards: sequence classifiers and Python functions, seen alike as "one score for each episode of a rollout"."""
+"""Rewards: sequence classifiers and Python functions, called the same way to score the episodes of a rollout."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ RewardFunction = Callable[..., list[float]]
 
 
 class Reward(Protocol):
-    """Scores a rollout. `name` is that of its metric, `rewards/<name>`."""
+    """A callable that scores a rollout. `name` is used for its metric, `rewards/<name>`."""
 
     name: str
 
@@ -33,10 +33,10 @@ class Reward(Protocol):
 
 @dataclass
 class FunctionReward:
-    """`function(prompts, completions, **columns) -> list[float]`.
+    """A reward that calls `function(prompts, completions, **columns) -> list[float]`.
 
-    Prompts are as the dataset has them, completions are text without the stop token, and the dataset's other columns
-    are given by name if the function takes them.
+    Prompts have the form that they have in the dataset, completions are text without the stop token, and the dataset's
+    other columns are passed by name if the function takes them.
     """
 
     function: RewardFunction
@@ -45,7 +45,7 @@ class FunctionReward:
     def __post_init__(self):
         self.name = getattr(self.function, "__name__", type(self.function).__name__)
         parameters = inspect.signature(self.function).parameters
-        self.takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+        self.takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
         self.takes = set(parameters)
 
     def __call__(self, rollout: Rollout, batch_size: int) -> list[float]:
@@ -73,11 +73,11 @@ class FunctionReward:
 
 @dataclass
 class ModelReward:
-    """A sequence classifier with one label, read at the last token as `trl.RewardTrainer` trains it.
+    """A sequence classifier with one label, read at the last token, where `trl.RewardTrainer` trains it.
 
     Args:
         tokenizer: the policy's.
-        own_tokenizer: the reward model's, if another one: episodes then reach it as text.
+        own_tokenizer: the reward model's, if it is another one; episodes are then passed to it as text.
     """
 
     name: str
@@ -87,13 +87,13 @@ class ModelReward:
 
     def __post_init__(self):
         self.reader = self.own_tokenizer or self.tokenizer
-        # The classifier finds the last token by looking for this id: without it, padded batches score at random.
+        # The classifier finds the last token with this id; without it, scores of padded batches would be meaningless.
         self.model.config.pad_token_id = self.model.config.get_text_config().pad_token_id = self.reader.pad_token_id
         self.model.eval().requires_grad_(False)
 
     def __call__(self, rollout: Rollout, batch_size: int) -> list[float]:
         rows = self._read_as_text(rollout) if self.own_tokenizer else self._read_as_ids(rollout)
-        # With a cache that nobody reads, torch.compile would compile each layer by itself.
+        # The cache is not needed, and with it torch.compile would compile each layer separately.
         options = {"use_cache": False} if takes(self.model, "use_cache") else {}
         return score_rows(self.model, self.reader, rows, batch_size, **options)
 
@@ -102,7 +102,7 @@ class ModelReward:
         return [row[INPUT_IDS] + list(completion.token_ids) for row, completion in pairs]
 
     def _read_as_text(self, rollout: Rollout) -> list[list[int]]:
-        """Prompt and answer in the reward model's own tokens; an answer that stopped ends in its EOS."""
+        """Return prompt + answer in the reward model's own tokens. An answer that stopped ends in that model's EOS."""
         rows = []
         for prompt, completion in zip(rollout.prompts(self.tokenizer), rollout.completions, strict=True):
             if isinstance(prompt, str):
@@ -122,10 +122,10 @@ def make_rewards(
     tokenizer: "PreTrainedTokenizerBase",
     adapters: Adapters | None = None,
 ) -> list[Reward]:
-    """Rewards of every kind as callables on a rollout; those of one name are told apart by their number.
+    """Make a [`Reward`] of each given model, path or function. Equal names get a number.
 
     Args:
-        adapters: of the policy, where the first reward may be a further one (see [`shared_reward`]).
+        adapters: of the policy, if the first reward may be a further adapter (see [`shared_reward`]).
 
     Raises:
         ValueError: if tokenizers and rewards do not pair up.
@@ -163,10 +163,10 @@ def score_rollout(
     """Return the scores of each reward, `(B, rewards)`, float32.
 
     Args:
-        place: what to say in front of an error.
+        place: the text before an error message.
 
     Raises:
-        ValueError: on all ranks, naming the reward and the row, if one fails or a score is not finite.
+        ValueError: on all ranks, naming the reward and the row, if a reward fails or a score is not finite.
     """
     device = over_ranks.accelerator.device
     scores, error = torch.empty(0), None
@@ -182,7 +182,7 @@ def score_rollout(
             )
     except ValueError as caught:
         error = caught
-    # A process that stopped alone would leave the others waiting for it in the next reduction.
+    # If a process stopped alone, the others would wait for it in the next reduction.
     failed = int(over_ranks.sum(torch.tensor(float(error is not None), device=device)))
     if failed:
         raise ValueError(f"{place}: {error or f'rewards failed in {failed} other processes'}") from error

@@ -1,4 +1,4 @@
-"""Rollouts: which prompts an update takes, the answers that the policy gives, and how rows become tensors."""
+"""Rollouts: the prompts of an update, the policy's answers, and their conversion to tensors."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -24,37 +24,40 @@ TOKENIZE_BATCH_ROWS = 1000
 
 
 def stream_seed(*numbers: int) -> int:
-    """One seed from several numbers (run seed, purpose, update, rank ...); different numbers give unrelated seeds."""
+    """Return a seed made from several numbers (run seed, purpose, update, rank ...).
+
+    Different numbers give unrelated seeds.
+    """
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def shuffled(rows: int, *numbers: int) -> torch.Tensor:
-    """A permutation of `range(rows)` that depends on `numbers` only."""
+    """Return a permutation of `range(rows)` that depends only on `numbers`."""
     return torch.randperm(rows, generator=torch.Generator().manual_seed(stream_seed(*numbers)))
 
 
 def prompt_indices(update: int, batch_size: int, rows: int, seed: int) -> list[int]:
-    """The dataset rows of one update: a slice of pass after pass over the data, each pass in its own order.
+    """Return the dataset rows of an update. Updates follow each other in repeated passes, each in its own order.
 
-    A pure function, so that a resumed run needs no data-loader state and skips nothing.
+    This is a pure function, so a resumed run needs no data-loader state and skips no data.
     """
     first, last = update * batch_size, (update + 1) * batch_size
-    passes = {one: shuffled(rows, seed, 0, one) for one in range(first // rows, (last - 1) // rows + 1)}
+    passes = {number: shuffled(rows, seed, 0, number) for number in range(first // rows, (last - 1) // rows + 1)}
     return [int(passes[position // rows][position % rows]) for position in range(first, last)]
 
 
 def queued(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor's copy on the device, which does not wait for what the device has still to do."""
+    """Copy a tensor to the device without waiting for the device to finish its work."""
     return tensor.to(device, non_blocking=True)
 
 
 @dataclass
 class Rollout:
-    """A batch of episodes: dataset rows (with `input_ids`) and what the policy answered to each.
+    """A batch of episodes: dataset rows (with `input_ids`) and the policy's answer to each.
 
     Args:
-        sampling_logprobs: of each answer's tokens, where another engine than the training forward sampled them.
-        gather_seconds: what it took to gather the policy's weights, where they are in shards.
+        sampling_logprobs: log-probs of each answer's tokens under vLLM, if vLLM sampled them.
+        gather_seconds: the time to gather the policy's weights, if they are in shards.
     """
 
     rows: list[dict[str, Any]]
@@ -63,46 +66,50 @@ class Rollout:
     gather_seconds: float | None = None
 
     def prompts(self, tokenizer: "PreTrainedTokenizerBase") -> list[Any]:
-        """The prompts as the dataset has them; the decoded text where it has token ids only."""
+        """Return the prompts in the form of the dataset, or as decoded text if it has only token ids."""
         return [row[PROMPT] if PROMPT in row else tokenizer.decode(row[INPUT_IDS]) for row in self.rows]
 
     def columns(self) -> dict[str, list[Any]]:
-        """The other columns of the dataset, as lists."""
+        """Return the other columns of the dataset, as lists."""
         return {name: [row[name] for row in self.rows] for name in self.rows[0] if name not in (PROMPT, INPUT_IDS)}
 
     def lengths(self, device: torch.device) -> torch.Tensor:
-        """Tokens of each response, the stop token included, `(B,)`."""
-        return torch.tensor([len(one.token_ids) for one in self.completions], device=device)
+        """Return the number of tokens of each response, with the stop token, `(B,)`."""
+        return torch.tensor([len(completion.token_ids) for completion in self.completions], device=device)
 
     def stopped(self, device: torch.device) -> torch.Tensor:
-        """Whether each response ended with the stop token, boolean `(B,)`."""
-        return torch.tensor([one.stopped for one in self.completions], device=device)
+        """Return whether each response ended with the stop token, boolean `(B,)`."""
+        return torch.tensor([completion.stopped for completion in self.completions], device=device)
 
     def tokens(self, index: int) -> int:
-        """Tokens of a prompt and its response."""
+        """Return the number of tokens of a prompt and its response."""
         return len(self.rows[index][INPUT_IDS]) + len(self.completions[index].token_ids)
 
     def chunks(self, indices: torch.Tensor, steps: int, rows: int) -> Iterator[list[list[int]]]:
         """Split rows into `steps` equal minibatches, each a list of micro-batches of at most `rows` rows.
 
-        Within a minibatch rows of like length share a micro-batch: less padding, and the same sum over its tokens.
+        Within a minibatch, rows of similar length share a micro-batch: this saves padding and does not change the sum
+        of the losses over all tokens.
         """
         for minibatch in indices.chunk(steps):
             yield list(batched(sorted(minibatch.tolist(), key=self.tokens), rows))
 
     def width(self, indices: Sequence[int], response_length: int) -> int:
-        """Response positions that these rows need: one past the longest, for the score, if there is room."""
+        """Return the number of response positions that these rows need: the longest response, and one for the score.
+
+        There is no position for the score if it would exceed `response_length`.
+        """
         return min(max(len(self.completions[index].token_ids) for index in indices) + 1, response_length)
 
     def tensors(
         self, indices: Sequence[int], response_length: int, pad_token_id: int, device: torch.device
     ) -> dict[str, torch.Tensor | None]:
-        """Model inputs of some rows, with no more padding than these rows need.
+        """Return the model inputs of some rows, with no more padding than these rows need.
 
         Returns:
             `input_ids` and `attention_mask` `(B, P + T - 1)`, prompts left-padded and responses right-padded (the last
-            response token predicts nothing), and `responses` `(B, T)`. The mask is None where nothing is padded:
-            attention then takes its fastest kernel.
+            response token predicts nothing), and `responses` `(B, T)`. The mask is None if nothing is padded, so that
+            attention can use its fastest kernel.
         """
         width = self.width(indices, response_length)
         prompt_ids, prompt_mask = pad_left([self.rows[index][INPUT_IDS] for index in indices], pad_token_id)
@@ -123,13 +130,13 @@ class Rollout:
 def prepare_prompts(
     dataset: Dataset, tokenizer: "PreTrainedTokenizerBase", max_tokens: int | None, num_proc: int | None
 ) -> tuple[Dataset, int]:
-    """Add `input_ids` to a dataset of text prompts or conversations, and drop over-long prompts.
+    """Add `input_ids` to a dataset of text prompts or conversations, and drop prompts that are too long.
 
     Args:
-        dataset: with a column `prompt` (text or messages), or with `input_ids` (pads in it are removed).
+        dataset: with a column `prompt` (text or messages), or with `input_ids` (pad tokens in it are removed).
 
     Returns:
-        The dataset and how many rows were dropped.
+        The dataset and the number of dropped rows.
 
     Raises:
         TypeError: if it is a stream.
@@ -138,7 +145,7 @@ def prepare_prompts(
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         if INPUT_IDS in batch:
-            rows = [[one for one in ids if one != tokenizer.pad_token_id] for ids in batch[INPUT_IDS]]
+            rows = [[token for token in ids if token != tokenizer.pad_token_id] for ids in batch[INPUT_IDS]]
         else:
             rows = encode_prompts(tokenizer, batch[PROMPT])
         if not all(rows):
@@ -158,7 +165,7 @@ def prepare_prompts(
 def prepare_dataset(
     dataset: "Dataset | dict[str, Dataset] | None", name: str, tokenizer: "PreTrainedTokenizerBase", args: PPOConfig
 ) -> "tuple[Dataset | dict[str, Dataset] | None, int]":
-    """Prepare a data set, or several by name ([`prepare_prompts`]), and say how many prompts were dropped."""
+    """Prepare a dataset, or several by name, with [`prepare_prompts`]; return it and the number of dropped prompts."""
     if dataset is None:
         return None, 0
     if isinstance(dataset, dict):
@@ -172,7 +179,7 @@ def prepare_dataset(
 
 
 def find_stop_token(stop_token_id: int | None, tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The id that ends an answer: `stop_token_id`, or the tokenizer's EOS.
+    """Return the id of the token that ends an answer: `stop_token_id`, or the tokenizer's EOS.
 
     Raises:
         ValueError: if there is none, or if padding uses it.

@@ -1,4 +1,4 @@
-"""Let the policy answer prompts: by `generate`, by a replayed CUDA graph, or by vLLM, behind one method."""
+"""Let the policy answer prompts, with `generate`, a replayed CUDA graph, shrinking batches or vLLM."""
 
 import logging
 import time
@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 
 
 class Sampler:
-    """Samples answers at the training temperature, from a random stream of its own.
+    """Sampler of answers at the training temperature, with its own random stream.
 
     Args:
-        policy: out of all wrappers.
+        policy: without wrappers.
 
     Attributes:
-        decoder (`Decoder`, *optional*): samples instead of `generate`, where this device and model support it.
+        decoder (`Decoder`, *optional*): samples instead of `generate`, if this device and model support it.
         vllm (`VLLMSampler`, *optional*): samples instead of both.
     """
 
@@ -48,7 +48,7 @@ class Sampler:
         self.policy, self.args, self.tokenizer, self.accelerator = policy, args, tokenizer, accelerator
         self.stop_token_id = stop_token_id
         self.fsdp = fsdp_plugin(accelerator) is not None
-        # Ranks that share the weights' shards must all ask for every layer as often.
+        # If ranks share the weights in shards, all of them must request every layer the same number of times.
         self.sharded = self.fsdp or uses_deepspeed(accelerator)
         self.vllm = VLLMSampler(policy, accelerator, tokenizer, stop_token_id, args) if args.use_vllm else None
         self.decoder = self._make_decoder()
@@ -73,9 +73,9 @@ class Sampler:
         """Return this rank's answers to the prompts of dataset rows.
 
         Args:
-            model: policy and critic as they are trained, wrapped or not.
+            model: policy and critic as they are trained, with wrappers or without.
             rows: with `input_ids`.
-            seed: of the sampling (vLLM has its own); the global random state is left alone.
+            seed: of the sampling (vLLM has its own); the global random state is not changed.
             step: optimizer steps made so far.
         """
         leave_if_asked(self.accelerator)
@@ -93,15 +93,16 @@ class Sampler:
             self.tokenizer, args.response_length, 0.0 if greedy else args.temperature, self.stop_token_id
         )
         config.use_cache = True
-        # Rows that have ended are filled with it, and embed it, while others go on: a pad id may lie outside the table.
+        # Finished rows are filled with this token, and it is embedded, until all rows have finished. A pad id may be
+        # outside the embedding table.
         config.pad_token_id = self.stop_token_id
         shrinking = args.rollout_engine != "generate" and not self.sharded and shrinks(self.policy)
-        # A rank that gathers for every token must go on until the last one is done.
+        # If weights are gathered for every token, each rank must continue until the last rank has finished.
         synced = self.fsdp and not gather or None
         completions, started = [], time.perf_counter()
         model.eval()
         with (
-            # A cache makes every layer a case of its own to compile, and every length another one.
+            # With a cache, torch.compile would compile every layer separately, and again for every length.
             torch.compiler.set_stance("force_eager"),
             self.accelerator.autocast(),
             policy_for_generation(model, self.accelerator, gather) as bare,
@@ -132,7 +133,7 @@ class Sampler:
         return Rollout(rows, completions, gather_seconds=gather_seconds)
 
     def _batches(self, rows: list[dict[str, Any]], size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield left-padded prompts and their masks, both `(batch, seq)`; padding is token 0, which every model has."""
+        """Yield left-padded prompts and their masks, both `(batch, seq)`. Padding is token 0, which no model lacks."""
         for batch in batched(rows, size):
             leave_if_asked(self.accelerator)
             ids, mask = pad_left([row[INPUT_IDS] for row in batch], self.tokenizer.pad_token_id)
@@ -142,6 +143,6 @@ class Sampler:
         return [to_completion(self.tokenizer, answer, self.stop_token_id) for answer in answers.tolist()]
 
     def weights_replaced(self) -> None:
-        """Say that the policy has other weights at the same step."""
+        """Record that the policy has got other weights without a new step, so that vLLM receives them again."""
         if self.vllm is not None:
             self.vllm.synced_step = None

@@ -1,4 +1,4 @@
-"""Shape scores before they become rewards: weigh, centre, scale, clip, and penalise."""
+"""Shape scores before they become rewards: weight, centre, scale, clip and penalise them."""
 
 import logging
 from typing import Any
@@ -15,13 +15,13 @@ logger = logging.getLogger(__name__)
 
 
 class ScoreShaping:
-    """Makes one score per answer of those that the rewards give.
+    """Combination of the scores of all rewards into a single score per answer.
 
     Args:
-        reward_weights (`(rewards,)`): of the sum.
+        reward_weights (`(rewards,)`): weights of the sum.
 
     Attributes:
-        center (`float`, *optional*): what is subtracted; with `center_rewards` the mean of the first batch.
+        center (`float`, *optional*): the number to subtract; with `center_rewards` the mean of the first batch.
         moments: running moments of all scores so far, for `scale_scores`.
     """
 
@@ -33,11 +33,11 @@ class ScoreShaping:
     def __call__(
         self, components: torch.Tensor, rollout: Rollout, training: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return one score per answer, `(B,)`, before and after penalties.
+        """Return a score per answer, `(B,)`, before and after penalties.
 
         Args:
             components (`(B, rewards)`): the scores of each reward.
-            training: let the batch set the centre and count towards the running deviation.
+            training: use the batch to set the centre and to update the running deviation.
         """
         raw = components @ self.reward_weights.to(components.device)
         if training and self.center is None:
@@ -51,7 +51,11 @@ class ScoreShaping:
         return before, scores
 
     def shape(self, scores: torch.Tensor, stopped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Centre, scale and clip scores `(B,)`, then penalise answers that did not stop: before and after this."""
+        """Centre, scale and clip scores `(B,)`, then penalise answers that did not stop.
+
+        Returns:
+            The scores before and after the penalty.
+        """
         args = self.args
         scores = scores - (self.center or 0.0)
         if args.scale_scores:
@@ -67,10 +71,10 @@ class ScoreShaping:
         return scores, torch.where(stopped, scores, penalised)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what training changes, in JSON types."""
+        """Return the state that training changes, in JSON types."""
         return {"reward_center": self.center} | ({"score_moments": self.moments} if self.args.scale_scores else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what [`state_dict`] gave; other keys are left alone."""
+        """Restore the result of [`state_dict`]; other keys of `state` are ignored."""
         self.center = state["reward_center"]
         self.moments = tuple(state.get("score_moments", self.moments))

@@ -1,4 +1,4 @@
-"""What FSDP2 needs beyond what Trainer and accelerate do for it."""
+"""Support for FSDP2 and DeepSpeed that Trainer and accelerate do not provide."""
 
 import contextlib
 import dataclasses
@@ -25,12 +25,12 @@ def uses_deepspeed(accelerator: Accelerator) -> bool:
 
 @contextlib.contextmanager
 def policy_for_generation(model: nn.Module, accelerator: Accelerator, gather: bool) -> Iterator[nn.Module]:
-    """The bare policy-and-critic module, ready for `generate`.
+    """Give the policy-and-critic module without wrappers, ready for `generate`.
 
     Args:
-        model: as it is trained, wrapped or not.
-        gather: hold the policy's weights whole meanwhile (ZeRO-3, FSDP2): they are gathered once for the rollout, not
-            a layer at a time for every token. The critic's layers stay in shards.
+        model: as it is trained, with wrappers or without.
+        gather: keep the policy's complete weights in the block (ZeRO-3, FSDP2): they are gathered once per rollout,
+            not a layer at a time for every token. The critic's layers stay in shards.
 
     Raises:
         ValueError: with FSDP2, before `train()`.
@@ -38,7 +38,7 @@ def policy_for_generation(model: nn.Module, accelerator: Accelerator, gather: bo
     with unwrap_model_for_generation(model, accelerator, gather_deepspeed3_params=gather) as bare:
         if accelerator.is_fsdp2 and not isinstance(bare, FSDPModule):
             raise ValueError("FSDP2 shards the model in train(); evaluate or sample during or after it, not before")
-        layers = [one for one in bare.policy.modules() if isinstance(one, FSDPModule)] if gather else []
+        layers = [module for module in bare.policy.modules() if isinstance(module, FSDPModule)] if gather else []
         for layer in layers:
             layer.set_reshard_after_forward(False, recurse=False)
             layer.unshard()
@@ -55,10 +55,10 @@ def policy_for_generation(model: nn.Module, accelerator: Accelerator, gather: bo
 
 
 def exact_outputs(plugin: FullyShardedDataParallelPlugin) -> None:
-    """Keep log-probs and values in float32 under mixed precision, and add gradients up in it.
+    """Keep log-probs and values in float32 under mixed precision, and sum gradients in float32.
 
-    accelerate lets FSDP2 cast a model's outputs: log-probs in bf16 are off by some hundredths of a nat, as much as what
-    PPO wants to see. (This is transformers' own policy for FSDP2.)
+    accelerate lets FSDP2 cast a model's outputs. Log-probs in bf16 have errors of some hundredths of a nat, as large
+    as the differences that PPO measures. (transformers uses the same policy for FSDP2.)
     """
     policy = plugin.mixed_precision_policy
     if policy is not None:
@@ -66,10 +66,11 @@ def exact_outputs(plugin: FullyShardedDataParallelPlugin) -> None:
 
 
 def complete(model: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:
-    """Put a model that is not trained on this process' device, with the weights of the first process.
+    """Move a frozen model to this process's device, with the weights of the first process.
 
-    Under `fsdp_cpu_ram_efficient_loading` transformers (5.17 for one) reads weights on each host's first process only and
-    leaves zeros on the others. accelerate hands them on for the models that it prepares, which frozen ones are not.
+    Under `fsdp_cpu_ram_efficient_loading` transformers (5.17 for example) reads weights only on each host's first
+    process and leaves zeros on the others. accelerate sends the weights only for models that it prepares, and it does
+    not prepare frozen models.
     """
     model.to(accelerator.device)
     if accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
@@ -79,8 +80,8 @@ def complete(model: PreTrainedModel, accelerator: Accelerator) -> PreTrainedMode
 
 
 def shard_frozen(model: PreTrainedModel, accelerator: Accelerator) -> nn.Module:
-    """Shard a model that is not trained, layer by layer: trl's `prepare_fsdp` alone gathers all of it at once."""
+    """Shard a frozen model layer by layer. trl's `prepare_fsdp` alone would gather the complete model at once."""
     names = set(model._no_split_modules or ())
-    for layer in [one for one in model.modules() if type(one).__name__ in names]:
+    for layer in [module for module in model.modules() if type(module).__name__ in names]:
         prepare_fsdp(layer, accelerator)
     return prepare_fsdp(model, accelerator)

@@ -1,7 +1,7 @@
 """One frozen backbone for policy, reference, critic and reward: adapters (Hu et al. 2021, arXiv 2106.09685) and heads.
 
-Instead of four models a GPU holds one. The policy is the backbone with its adapter, the reference the backbone with
-none, the critic and a reward model that was trained on this backbone are further adapters with a linear head each.
+A GPU holds one model instead of four. The policy is the backbone with its adapter, the reference is the backbone
+without adapters, and the critic and a reward model trained on this backbone are further adapters with linear heads.
 """
 
 import contextlib
@@ -37,10 +37,10 @@ HEAD_FILE = "value_head.safetensors"
 
 
 class Adapters:
-    """Switches the adapters of a policy. Outside of [`using`] the policy's own is active.
+    """Switch for the adapters of a policy. Outside of [`using`] the policy's own adapter is active.
 
-    PEFT's own `set_adapter` walks through all modules several times and lets one adapter learn; here layers are switched
-    some hundred times an update, and the backward pass goes through two adapters.
+    PEFT's own `set_adapter` goes through all modules several times and makes only a single adapter trainable. Here
+    layers are switched about a hundred times per update, and the backward pass goes through two adapters.
 
     Args:
         policy: with its own adapter active.
@@ -61,12 +61,12 @@ class Adapters:
 
     @property
     def backbone(self) -> nn.Module:
-        """The transformer without a head; adapters sit in its layers."""
+        """Return the transformer without a head, with the adapters in its layers."""
         return self.policy.get_base_model().base_model
 
     @contextlib.contextmanager
     def using(self, name: str | None) -> Iterator[None]:
-        """Forward passes inside read the backbone with this adapter, None for none."""
+        """Use this adapter (None: no adapter) in forward passes of the block."""
         before = self.active
         try:
             self._activate(name)
@@ -83,7 +83,7 @@ class Adapters:
         self.active = name
 
     def add(self, name: str, config: PeftConfig, trained: bool) -> None:
-        """Add an adapter of this kind, at first without effect."""
+        """Add an adapter with this configuration. A new adapter has no effect until it is trained or loaded."""
         config = copy.deepcopy(config)
         config.task_type, config.modules_to_save, config.inference_mode = TaskType.CAUSAL_LM, None, not trained
         self.policy.add_adapter(name, config)
@@ -92,10 +92,10 @@ class Adapters:
         self._find_layers()
 
     def load(self, name: str, weights: Mapping[str, torch.Tensor], source: Path | str) -> None:
-        """Fill an adapter with weights that PEFT saved.
+        """Load weights that PEFT saved into an adapter.
 
         Raises:
-            ValueError: if they are for other layers.
+            ValueError: if the weights are for other layers.
         """
         found = set_peft_model_state_dict(self.policy, dict(weights), adapter_name=name)
         missing = [key for key in found.missing_keys if f".{name}." in key]
@@ -103,12 +103,15 @@ class Adapters:
             raise ValueError(f"{source}: an adapter for other layers: {(found.unexpected_keys + missing)[0]}")
 
     def recomputation(self) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
-        """`context_fn` of activation checkpointing: a layer is computed again with the adapter it was computed with."""
+        """Return the contexts for activation checkpointing (`context_fn`).
+
+        They make sure that a layer is recomputed with the adapter that was active in the forward pass.
+        """
         return contextlib.nullcontext(), self.using(self.active)
 
 
 class ValueHead(nn.Module):
-    """A linear head, from zero, on a backbone that is not its own."""
+    """A linear head that starts at zero, on a backbone that belongs to another model."""
 
     def __init__(self, policy: nn.Module):
         super().__init__()
@@ -117,20 +120,20 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.score.weight)
 
     def values(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`(B, T, H)` to `(B, T)`, float32."""
+        """Return values `(B, T)`, float32, of hidden states `(B, T, H)`."""
         return self.score(hidden.to(self.score.weight.dtype)).squeeze(-1).float()
 
 
 class TrunkHead(ValueHead):
-    """A critic that reads the hidden states of the policy's own forward pass: a backbone that both train."""
+    """A critic that reads the hidden states of the policy's forward pass. Both losses train the shared backbone."""
 
     def save_pretrained(self, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Write the head alone; it means nothing without the policy it was trained with."""
+        """Write only the head. It is useless without the policy with which it was trained."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(state_dict or self.state_dict(), folder / HEAD_FILE, metadata={"format": "pt"})
 
     def load_pretrained(self, folder: Path) -> None:
-        """Read what [`save_pretrained`] wrote."""
+        """Load the head that [`save_pretrained`] wrote."""
         self.load_state_dict(load_file(folder / HEAD_FILE))
 
 
@@ -142,10 +145,10 @@ class AdapterHead(ValueHead):
 
     def __init__(self, adapters: Adapters, name: str):
         super().__init__(adapters.policy)
-        # Not a submodule: the optimizer and DDP have the policy's weights once already.
+        # Not registered as a submodule, because the optimizer and DDP already have the policy's weights.
         self.__dict__["adapters"] = adapters
         self.name = name
-        # A copy: the scale of its scores is its own.
+        # A copy, because this model has its own scale of scores.
         self.config = copy.deepcopy(adapters.policy.config)
 
     @property
@@ -153,13 +156,13 @@ class AdapterHead(ValueHead):
         return self.score.weight.device
 
     def hidden_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """`(B, L, H)` of the backbone with this adapter; arguments `(B, L)`."""
+        """Return hidden states `(B, L, H)` of the backbone with this adapter; arguments `(B, L)`."""
         with self.adapters.using(self.name):
             backbone = self.adapters.backbone
             return backbone(**forward_inputs(backbone, input_ids, attention_mask)).last_hidden_state
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SequenceClassifierOutput:
-        """Scores `(B, 1)` at the last token of each row, as a sequence classifier gives them."""
+        """Return scores `(B, 1)` at the last token of each row, as a sequence classifier does."""
         hidden = self.hidden_states(input_ids, attention_mask)
         positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
         last = (positions * attention_mask).argmax(1)
@@ -167,7 +170,7 @@ class AdapterHead(ValueHead):
         return SequenceClassifierOutput(logits=self.values(hidden[rows, last])[:, None])
 
     def save_pretrained(self, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Write adapter and head."""
+        """Write adapter and head as a PEFT folder."""
         policy = self.adapters.policy
         folder.mkdir(parents=True, exist_ok=True)
         config = copy.deepcopy(policy.peft_config[self.name])
@@ -180,10 +183,10 @@ class AdapterHead(ValueHead):
 
     @torch.no_grad()
     def load_pretrained(self, folder: Path | str) -> None:
-        """Read a folder that [`save_pretrained`], or PEFT for a sequence classifier, wrote.
+        """Load a folder written by [`save_pretrained`], or by PEFT for a sequence classifier.
 
         Raises:
-            ValueError: if it has no linear head with one output, or is for other layers.
+            ValueError: if it has no linear head with one output, or its adapter is for other layers.
         """
         weights: dict[str, Any] = load_peft_weights(str(folder), device="cpu")
         head = weights.pop(HEAD_KEY, None)
@@ -196,10 +199,10 @@ class AdapterHead(ValueHead):
 
 
 def shared_reward(adapters: Adapters, source: Any) -> AdapterHead | None:
-    """The reward model as an adapter on the policy's backbone, or None if it is none that was trained on it.
+    """Return the reward model as an adapter on the policy's backbone, or None if it was trained on another base model.
 
     Args:
-        source: what the user gave; a folder with a PEFT sequence classifier is one.
+        source: the reward that the user gave; it can be such a model if it is a folder of a PEFT sequence classifier.
     """
     if not isinstance(source, (str, Path)) or not Path(source, "adapter_config.json").is_file():
         return None
@@ -218,7 +221,7 @@ def _same_model(one: str | None, other: str) -> bool:
 
 
 def critic_adapter(adapters: Adapters, reward: Any) -> AdapterHead:
-    """The critic as an adapter of its own: a copy of the reward's if that shares the backbone, else from V = 0."""
+    """Return the critic as an adapter: a copy of the reward's if that shares the backbone, else a new one, V = 0."""
     shared = isinstance(reward, AdapterHead)
     source = adapters.policy.peft_config[REWARD if shared else adapters.own]
     adapters.add(CRITIC, source, trained=True)
@@ -231,13 +234,13 @@ def critic_adapter(adapters: Adapters, reward: Any) -> AdapterHead:
 
 
 def is_of_critic(parameter_name: str) -> bool:
-    """Whether a parameter of `PolicyAndValue` is the critic's, adapter or head or model."""
+    """Return whether a parameter of `PolicyAndValue` belongs to the critic (adapter, head or model)."""
     parts = parameter_name.split(".")
     return "value_model" in parts or CRITIC in parts
 
 
 def give_critic_its_rate(optimizer: torch.optim.Optimizer, model: nn.Module, learning_rate: float) -> None:
-    """Put the critic's weights of `PolicyAndValue` into groups of their own, with this learning rate."""
+    """Move the critic's weights of `PolicyAndValue` into separate parameter groups, with this learning rate."""
     critic = {id(parameter) for name, parameter in model.named_parameters() if is_of_critic(name)}
     for group in list(optimizer.param_groups):
         own = [parameter for parameter in group["params"] if id(parameter) in critic]

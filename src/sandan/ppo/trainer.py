@@ -2,14 +2,15 @@
 
 How it differs from the textbook algorithm, and from TRL's last PPOTrainer:
 
-1. One update = one rollout batch, used for `num_ppo_epochs` x `num_mini_batches` optimizer steps. To Trainer an update
-   is one epoch over a loader that yields micro-batches, so logs, evaluation, checkpoints, schedule, clipping,
-   callbacks and resume are Trainer's; what falls inside an update waits for its end.
-2. Old log-probs come from the training forward over the very micro-batches of the first epoch, not from `generate`:
-   the first ratio is exactly 1.
-3. Losses are sums over tokens divided by the tokens of the whole optimizer step, over all micro-batches and ranks: the
-   gradient does not depend on how the batch is cut.
-4. Masks come from response lengths, whitening and metrics from all ranks, randomness from (seed, update, epoch, rank).
+1. An update uses a rollout batch for `num_ppo_epochs` x `num_mini_batches` optimizer steps. For Trainer an update is
+   an epoch over a loader that yields micro-batches, so logs, evaluation, checkpoints, schedule, clipping, callbacks
+   and resume are Trainer's. A log, evaluation or checkpoint that is due inside an update waits for its end.
+2. Old log-probs come from the training forward over the same micro-batches as in the first epoch, not from `generate`,
+   so the first ratio is exactly 1.
+3. Losses are sums over tokens divided by the tokens of the whole optimizer step, over all micro-batches and ranks, so
+   the gradient does not depend on how the batch is divided.
+4. Masks come from response lengths, whitening and metrics use all ranks, and randomness depends only on (seed, update,
+   epoch, rank).
 
 Read `update`: it is PPO from top to bottom. The formulas are in formulas.py, beside their papers.
 """
@@ -62,7 +63,7 @@ SAMPLING, MINIBATCHES = 1, 2
 
 
 class PPOTrainer(GuardedTrainer):
-    """Trains a policy and a critic with PPO against reward models, reward functions or a mixture of them.
+    """A trainer of policy and critic with PPO, against reward models, reward functions or a mixture of them.
 
     Args:
         model: the policy, a causal LM or a path (loaded in float32).
@@ -75,17 +76,17 @@ class PPOTrainer(GuardedTrainer):
         ref_model: the reference of the KL. Default: a frozen copy of the policy, or with PEFT the policy with its
             adapters switched off (or `ref_adapter_name`).
         value_model: the critic, a sequence classifier with one label and a `score` head. Default: a copy of the
-            (first) reward model if it reads the policy's tokens, else the policy's backbone with a new head. With
-            another `critic_backbone` than "own" there is none to give.
-        reward_processing_classes: tokenizers of the reward models, None where it is the policy's.
+            (first) reward model if it reads the policy's tokens, else a copy of the policy's backbone with a new head.
+            Leave it out unless `critic_backbone` is "own".
+        reward_processing_classes: tokenizers of the reward models; None for a model with the policy's tokenizer.
         peft_config: train adapters of this kind instead of the policy's weights. With `critic_backbone="adapter"` the
             critic is a further adapter on the same frozen backbone, and so is a reward that is given as the folder of
-            a PEFT sequence classifier trained on it: one backbone in memory instead of four.
+            a PEFT sequence classifier trained on it: memory holds one backbone instead of four.
         reward_model: the name of `reward_funcs` in TRL.
 
     Raises:
-        ValueError: if arguments exclude each other, the batch cannot be cut as asked, rows are too few or the pad
-            token ends answers.
+        ValueError: if arguments exclude each other, the batch cannot be divided into the minibatches, there are too
+            few rows, or the pad token is also the stop token.
     """
 
     _name = "PPO"
@@ -113,7 +114,7 @@ class PPOTrainer(GuardedTrainer):
         if (reward_funcs is None) == (reward_model is None):
             raise ValueError("give reward_funcs (or reward_model, its name in TRL), one of the two")
         rewards = reward_funcs if reward_model is None else reward_model
-        # The trainer writes derived sizes into its settings; the caller's object stays as it was given.
+        # The trainer writes derived sizes into its settings, so it takes a copy of the caller's object.
         args = copy.copy(args) if args is not None else PPOConfig("tmp_trainer")
         policy = load_model(AutoModelForCausalLM, model)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(policy.config.name_or_path)
@@ -151,10 +152,10 @@ class PPOTrainer(GuardedTrainer):
         self._begin_state()
 
     def _begin_state(self) -> None:
-        """Initialise the state that training changes. `kl_coef` and `value_center` are in every checkpoint.
+        """Initialise the state that training changes. `kl_coef` and `value_center` are checkpointed.
 
-        With `center_rewards` the critic is centred by its mean value after the last token of the first batch: one that
-        starts as the reward model is right about the scores before they are centred.
+        With `center_rewards` the critic is centred by its mean value after the last token of the first batch, because
+        a critic that starts as the reward model predicts the scores before they are centred.
         """
         self.callback_handler.remove_callback(DefaultFlowCallback)
         flow = UpdateFlow(lambda: len(self.train_dataset), self.after_optimizer_step)
@@ -180,7 +181,7 @@ class PPOTrainer(GuardedTrainer):
         with metrics.timed("time/reward_seconds"):
             components = self.score(rollout)
             scores_before, scores = self.scores(components, rollout, training=True)
-        # 3. Log-probs, reference log-probs and values as they are before the update.
+        # 3. Log-probs, reference log-probs and values before the update.
         # 4. KL-penalised rewards, advantages (GAE) and returns.
         with metrics.timed("time/forward_seconds"):
             old = self.forward(rollout)
@@ -198,7 +199,7 @@ class PPOTrainer(GuardedTrainer):
             show_samples(self, rollout, scores.tolist())
         # 5. Trainer calls `compute_loss` on each micro-batch, then steps.
         yield from self.minibatches(number, experience)
-        # 6. `_finish_update`, once Trainer has made the last step.
+        # 6. `_finish_update` is called when Trainer has made the last step.
 
     def prompts(self, number: int) -> list[dict[str, Any]]:
         """Return this rank's dataset rows for an update."""
@@ -212,7 +213,7 @@ class PPOTrainer(GuardedTrainer):
 
         Args:
             rows: dataset rows with `input_ids`.
-            seed: of the sampling (vLLM has its own); the global random state is left alone.
+            seed: of the sampling (vLLM has its own); the global random state is not changed.
         """
         return self.sampler.sample(self.model_wrapped, rows, seed, self.state.global_step, greedy)
 
@@ -239,11 +240,11 @@ class PPOTrainer(GuardedTrainer):
         return old
 
     def minibatches(self, number: int, experience: Experience) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield the micro-batches of all optimizer steps of an update, with the tokens of the step they belong to."""
+        """Yield the micro-batches of all optimizer steps of an update, with the number of tokens of their step."""
         args, device, rollout = self.args, self.accelerator.device, experience.rollout
         pad = self.processing_class.pad_token_id
         for epoch in range(args.num_ppo_epochs):
-            # The first epoch keeps the rollout's minibatches, and with them the micro-batches of the old log-probs.
+            # The first epoch is not shuffled, so that it has the same micro-batches as the old log-probs.
             numbers = (args.seed, MINIBATCHES, number, epoch, self.accelerator.process_index)
             order = shuffled(len(rollout.rows), *numbers) if epoch else torch.arange(len(rollout.rows))
             for minibatch in rollout.chunks(order, args.num_mini_batches, args.per_device_train_batch_size):
@@ -259,19 +260,19 @@ class PPOTrainer(GuardedTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Make Trainer's step; compute nothing in what remains of an update that `max_approx_kl` stopped.
+        """Train on a micro-batch, or compute nothing if `max_approx_kl` has stopped the update.
 
-        Those steps still count. Without gradients torch's optimizers change neither weights nor moments, while
-        Trainer's step number, and with it the learning rate, the checkpoints and the place to resume from, goes on as
-        if they had been made: it stays a function of the number of updates. (In the logs they count as steps of loss 0
-        and gradient norm 0; the means of `policy/...` and `loss/...` are over the tokens that were computed.)
+        The remaining steps of a stopped update still count. Without gradients torch's optimizers change neither
+        weights nor moments, but Trainer's step number, and with it the learning rate, the checkpoints and the point to
+        resume from, advances as if they had been made. So it depends only on the number of updates. (In the logs they
+        are steps of loss 0 and gradient norm 0; the means of `policy/...` and `loss/...` are over computed tokens.)
         """
         if self._update_stopped:
             return torch.zeros((), device=self.accelerator.device)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        # On the device already; Trainer's own would cast advantages to bf16 under DeepSpeed.
+        # The inputs are on the device already. Trainer's own method would cast advantages to bf16 under DeepSpeed.
         return inputs
 
     def compute_loss(
@@ -297,13 +298,14 @@ class PPOTrainer(GuardedTrainer):
         self.metrics.add_micro_batch(inputs, sums, logprobs, ratio, policy_clipped, value_clipped)
         tokens, value_tokens = inputs["tokens"], inputs["value_tokens"]
         loss = policy_loss / tokens + args.vf_coef * value_loss / value_tokens - args.entropy_coef * entropy / tokens
-        # Trainer divides by the micro-batches of the step and DDP by the ranks; the division by tokens did both.
+        # Trainer divides by the micro-batches of the step and DDP by the ranks. The division by tokens has done both
+        # already, so they are undone here.
         return loss * self.current_gradient_accumulation_steps * self.accelerator.num_processes
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None) -> Any:
-        """Check that the step is finite, as every trainer here does; end the update where it goes too far.
+        """Check that loss and gradient are finite, and stop the update if its approximate KL is above `max_approx_kl`.
 
-        (DeepSpeed has stepped by now: there the error comes one step late.)
+        (DeepSpeed has stepped already, so there the error comes one step late.)
         """
         grad_norm = super()._get_grad_norm(model, grad_norm)
         limit = self.args.max_approx_kl
@@ -313,7 +315,7 @@ class PPOTrainer(GuardedTrainer):
         return grad_norm
 
     def after_optimizer_step(self) -> None:
-        """Count the step and average the policy, unless there was none (see `training_step`)."""
+        """Count the step and update the policy's average, unless the step was skipped (see `training_step`)."""
         if self._update_stopped or self.accelerator.optimizer_step_was_skipped:
             return
         self.metrics.steps_taken += 1
@@ -321,7 +323,7 @@ class PPOTrainer(GuardedTrainer):
             self.models.average.update()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Create Trainer's optimizer, with the critic's weights in groups of their own if their learning rate is."""
+        """Create Trainer's optimizer; `critic_learning_rate` puts the critic's weights into separate groups."""
         made, rate = self.optimizer, self.args.critic_learning_rate
         optimizer = super().create_optimizer(model)
         if made is None and rate is not None:
@@ -332,7 +334,7 @@ class PPOTrainer(GuardedTrainer):
 
     def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
         if self.state.global_step % self.args.steps_per_update:
-            # Half of the batch's steps are still to come, and they exist in memory only: wait for the update's end.
+            # The rest of the update's steps need the experience, which exists only in memory: wait for its end.
             for flag in POSTPONED:
                 if getattr(self.control, flag):
                     self._postponed.add(flag)
@@ -347,7 +349,7 @@ class PPOTrainer(GuardedTrainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _finish_update(self) -> None:
-        """Close the books of an update, and set the next KL coefficient."""
+        """Finish the metrics of an update, set the next KL coefficient, and check for a collapse."""
         args, metrics = self.args, self.metrics.finish(self.state.episode)
         if args.target_kl is not None:
             self.kl_coef = adapted_kl_coef(
@@ -357,7 +359,7 @@ class PPOTrainer(GuardedTrainer):
         self.watch.look(metrics, self.state)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log what Trainer logs, and for a training step also the means of the updates since the last log."""
+        """Log Trainer's values and, for a training step, also the means of the updates since the last log."""
         self.metrics.add_to_log(logs)
         super().log(logs, start_time)
 
@@ -385,7 +387,7 @@ class PPOTrainer(GuardedTrainer):
         """Answer the evaluation prompts greedily and log a few of the answers.
 
         Args:
-            sampling: only the first batch of prompts.
+            sampling: answer only the first batch of prompts.
 
         Returns:
             Rows with `prompt`, `completion` and `score` (this rank's answers).
@@ -393,14 +395,14 @@ class PPOTrainer(GuardedTrainer):
         return generate_completions(self, sampling)
 
     def place(self) -> str:
-        """Return the optimizer step that comes next, for error messages."""
+        """Return the numbers of the next optimizer step and update as text, for error messages."""
         step, steps = self.state.global_step, self.args.steps_per_update
         return f"step {step + 1} (update {step // steps + 1})"
 
     # ---- Saving and resuming ----
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        # No `training_args.bin`: it is a pickle, holds `hub_token` in clear, and nothing reads it.
+        # `training_args.bin` is not written: it is a pickle, holds `hub_token` as plain text, and is never read.
         if self.args.should_save:
             bare = self.accelerator.unwrap_model(self.model)
             mark_special_tokens(bare.policy, self.processing_class, self.stop_token_id)
@@ -436,12 +438,12 @@ class PPOTrainer(GuardedTrainer):
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Write `README.md` into the output folder (`push_to_hub` passes its keywords on to here).
+        """Write `README.md` into the output folder (`push_to_hub` passes its keywords to this method).
 
         Args:
-            model_name: its title. Default: the name of the Hub repository, else of the output folder.
-            dataset_name: of the prompts, as on the Hub.
-            tags: beside the trainer's own.
+            model_name: the title. Default: the name of the Hub repository, else of the output folder.
+            dataset_name: the name of the prompts' dataset on the Hub.
+            tags: further tags besides the trainer's own.
         """
         write_model_card(self, model_name, dataset_name, tags)
 
@@ -451,7 +453,7 @@ class PPOTrainer(GuardedTrainer):
     # ---- TRL's names ----
 
     def null_ref_context(self) -> contextlib.AbstractContextManager[nn.Module]:
-        """Give the reference model; where it is the policy with other adapters (or none), switch them for the time."""
+        """Give the reference model in the block; if it is the policy with other adapters (or none), switch them."""
         policy = self.accelerator.unwrap_model(self.model_wrapped).policy
         return self.models.reference(policy, self.args.ref_adapter_name)
 
@@ -460,4 +462,4 @@ class PPOTrainer(GuardedTrainer):
     ref_model = property(lambda self: self.models.ref_model, doc="The reference, if it is a model of its own.")
     reward_model = property(lambda self: self.models.first_reward(), doc="The first reward.")
     rewards = property(lambda self: self.models.rewards, doc="All rewards.")
-    is_peft_model = property(lambda self: isinstance(self.models.policy, PeftModel), doc="Whether it has adapters.")
+    is_peft_model = property(lambda self: isinstance(self.models.policy, PeftModel), doc="True with adapters.")

@@ -1,6 +1,6 @@
-"""How an update looks to Trainer: one epoch over a loader of micro-batches.
+"""Present an update to Trainer as an epoch over a loader of micro-batches.
 
-(Apart from trainer.py, because that is to be read as PPO; nothing here is.)
+(This is not part of PPO, so it is kept out of trainer.py.)
 """
 
 from collections.abc import Callable, Iterator
@@ -11,10 +11,10 @@ from transformers import DefaultFlowCallback
 
 
 class UpdateFlow(DefaultFlowCallback):
-    """Trainer's epoch is one update here; the strategy "epoch" keeps its meaning, a pass over the data.
+    """Callback that keeps the meaning of the strategy "epoch", a pass over the data, although an epoch is an update.
 
     Args:
-        rows: of the training data.
+        rows: returns the number of rows of the training data.
         after_step: called after each optimizer step.
     """
 
@@ -31,11 +31,11 @@ class UpdateFlow(DefaultFlowCallback):
 
 
 class UpdateLoader:
-    """What Trainer iterates over: for each update, the micro-batches of all its optimizer steps.
+    """Loader for Trainer that yields, for each update, the micro-batches of all its optimizer steps.
 
     Args:
         micro_batches: called with the number of the update.
-        length: micro-batches of one update.
+        length: number of micro-batches of an update.
     """
 
     def __init__(self, micro_batches: Callable[[int], Iterator[dict[str, Any]]], length: int):

@@ -1,4 +1,4 @@
-"""Rollouts by vLLM, through trl's `VLLMGeneration`."""
+"""Rollouts with vLLM, through trl's `VLLMGeneration`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +15,18 @@ from .rollout import INPUT_IDS, Rollout
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The lowest that vLLM's API takes: no logit of a trained model makes up for it.
+# The lowest bias that vLLM's API accepts. No logit of a trained model is large enough to compensate for it.
 NEVER = -100.0
 
 
 class VLLMSampler:
-    """Samples with vLLM what `PPOTrainer.sample` samples with `generate`: the bare policy at the training temperature.
+    """Sampler that uses vLLM instead of `generate`, for the same policy and temperature.
 
-    PPO needs no importance correction for it: old log-probs come from the training forward. What is left is that the
-    answers were drawn from vLLM's slightly other numbers; [`sampling_difference`] measures how far they are.
+    PPO needs no importance correction for this, because old log-probs come from the training forward. But the answers
+    are drawn from vLLM's slightly different probabilities; [`sampling_difference`] measures the difference.
 
     Args:
-        policy: the policy (with its adapters, if any), loaded from a path: vLLM reads the model from there.
+        policy: the policy (with its adapters, if any), loaded from a path, because vLLM reads the model from there.
         args: the settings `vllm_...`, named as in `trl.GRPOConfig`.
 
     Raises:
@@ -48,7 +48,7 @@ class VLLMSampler:
             raise ValueError(
                 "use_vllm: vLLM reads the model from its path; give `model` as a path, or load it from one"
             )
-        # Not above: where vLLM is installed, this loads it.
+        # Not imported at the top, because this import loads vLLM if it is installed.
         from trl.generation.vllm_generation import VLLMGeneration
 
         self.tokenizer, self.stop_token_id, self.temperature = tokenizer, stop_token_id, args.temperature
@@ -77,16 +77,16 @@ class VLLMSampler:
             max_completion_length=args.response_length,
             logprobs=0,
             generation_kwargs={
-                # Of EOS and other ends that the model's files name, only the stop token ends an answer.
+                # Only the stop token ends an answer, not EOS or other end tokens that the model's files name.
                 "ignore_eos": True,
                 "stop_token_ids": [stop_token_id],
-                # A pad id outside the vocabulary cannot be sampled, and vLLM refuses to hear of it.
+                # A pad id outside the vocabulary cannot be sampled, and vLLM refuses a bias for it.
                 "logit_bias": {pad: NEVER} if pad < vocabulary else None,
             },
         )
 
     def sample(self, rows: list[dict[str, Any]], step: int, greedy: bool = False) -> Rollout:
-        """Answer this rank's prompts; all ranks must call it, with as many rows.
+        """Answer this rank's prompts. All ranks must call this, with the same number of rows.
 
         Args:
             rows: dataset rows with `input_ids`.
@@ -99,7 +99,7 @@ class VLLMSampler:
         prompts = [row[INPUT_IDS] for row in rows]
         _, answers, logprobs, _ = self.generation.generate(prompts=prompts, images=None, num_generations=1)
         completions = [to_completion(self.tokenizer, list(answer), self.stop_token_id) for answer in answers]
-        # A log-prob that vLLM could not tell is None: NaN in a tensor.
+        # A log-prob that vLLM could not give is None, which becomes NaN in a tensor.
         sampled = [
             torch.tensor([token[0] for token in row[: len(completion.token_ids)]], dtype=torch.float32)
             for row, completion in zip(logprobs, completions, strict=True)
@@ -110,14 +110,14 @@ class VLLMSampler:
 def sampling_difference(
     rollout: Rollout, logprobs: torch.Tensor, mask: torch.Tensor, accelerator: Accelerator
 ) -> dict[str, float]:
-    """How far the log-probs of vLLM and of the training forward are apart, under trl's names; empty without vLLM.
+    """Return the difference between the log-probs of vLLM and of the training forward; empty without vLLM.
 
     Args:
         logprobs (`(B, T)`): of the training forward.
         mask (`(B, T)`): the answers' tokens.
 
     Returns:
-        Mean and maximum over the tokens of all ranks, of the absolute difference in nats.
+        Mean and maximum of the absolute difference in nats over the tokens of all ranks, under trl's names.
     """
     if rollout.sampling_logprobs is None:
         return {}

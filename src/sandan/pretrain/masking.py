@@ -1,4 +1,4 @@
-"""Batches of blocks: for causal language modelling as they are, for masked with a mask that a resumed run repeats."""
+"""Batches of blocks: unchanged for causal language modelling; for masked, with masks that a resumed run repeats."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class BlockCollator:
-    """Makes a batch of causal language modelling of rows of one length, at the cost of one copy.
+    """Collator for causal language modelling that stacks rows of equal length, with a single copy.
 
-    Every token is trained, the end of a document too where a tokenizer pads with it. Without a padding mask attention
-    takes its causal kernel.
+    Every token is trained, also the end of a document if the tokenizer pads with that token. There is no padding mask,
+    so attention can use its causal kernel.
     """
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -33,15 +33,19 @@ class BlockCollator:
 
 
 class ReproducibleMasking(DataCollatorForLanguageModeling):
-    """[`transformers.DataCollatorForLanguageModeling`] for blocks; masks are a pure function of the seed and the batch.
+    """[`transformers.DataCollatorForLanguageModeling`] for blocks. Masks are a pure function of the seed and batch.
 
-    Data loaders draw a batch ahead of the step, so masks from the global random state, or from a generator that counts
-    on, differ after a resumption. Batches differ between epochs, and so do their masks (with one row a batch they
-    repeat); evaluation hides the same tokens every time.
+    Data loaders draw a batch ahead of the step, so masks from the global random state, or from one generator for the
+    whole run, would differ after a resumption. Batches differ between epochs, and so do their masks (with one row per
+    batch they repeat); evaluation hides the same tokens every time.
     """
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make `input_ids` and `labels` `(rows, block)` of rows of one length, labels -100 where nothing is hidden."""
+        """Stack rows of equal length and mask them.
+
+        Returns:
+            `input_ids` and `labels`, both `(rows, block)`; labels are -100 where nothing is hidden.
+        """
         input_ids = BlockCollator()(examples)["input_ids"]
         self.generator = torch.Generator().manual_seed(
             1_000_003 * (self.seed or 0) + zlib.crc32(input_ids.numpy().tobytes())

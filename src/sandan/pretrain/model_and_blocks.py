@@ -1,4 +1,4 @@
-"""Pretraining: documents into fixed-length blocks, a model from scratch or from a name, loss in nats and in bits."""
+"""Pretraining: documents cut into fixed-length blocks, a new model, loss in nats per token and in bits per byte."""
 
 import json
 import math
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 
-# Text or tokens that are worked on at once.
+# Size of the slices of text or tokens that are processed at once.
 SLICE_BYTES = 1 << 20
 
 
 @dataclass
 class PretrainArguments:
-    """What is pretrained, and on which blocks."""
+    """The settings of pretraining: objective, new model and blocks."""
 
     tokenizer_name_or_path: str = field(metadata={"help": "A tokenizer folder or Hub name."})
     objective: Literal["clm", "mlm"] = field(
@@ -48,10 +48,10 @@ class PretrainArguments:
 
 
 def new_model(args: PretrainArguments, tokenizer: "PreTrainedTokenizerBase", dtype: Any = None) -> "PreTrainedModel":
-    """A randomly initialised model of `args.model_config`.
+    """Make a randomly initialised model from `args.model_config`.
 
-    The vocabulary is padded to a multiple of 64 rows (full tiles of a GPU matrix product). Dropout is off: each
-    block is seen a few times at most.
+    The vocabulary is padded to a multiple of 64 rows (full tiles of a GPU matrix product). Dropout is off, because
+    each block is seen a few times at most.
 
     Raises:
         UserError: if `model_type` is missing or unknown, or a field is misspelt.
@@ -98,11 +98,11 @@ def to_blocks(
     block_size: int,
     num_proc: int | None = None,
 ) -> "Dataset | IterableDataset":
-    """Documents (`text`) -> rows of exactly `block_size` tokens (`input_ids`), read as NumPy arrays.
+    """Convert documents (`text`) to rows of exactly `block_size` tokens (`input_ids`), read as NumPy arrays.
 
-    Each document is bos + text + eos; documents follow each other and are cut where a block is full. What is left over
-    at the very end (less than one block) is dropped, unless it is all there is. The blocks are the same for any
-    `num_proc`: processes share the tokenization, and one joins what they made, which costs a hundredth of it.
+    Each document is bos + text + eos; documents follow each other and are cut where a block is full. The rest at the
+    very end (less than one block) is dropped, unless there is no full block. The blocks are the same for any
+    `num_proc`: several processes tokenize, and one process joins the results, which takes a hundredth of that time.
 
     Memory does not grow with the dataset. A token takes 2 bytes (vocabularies up to 65,536) or 4.
     """
@@ -128,13 +128,13 @@ def to_blocks(
         **({} if stream else {"desc": "packing"}),
     )
     if not stream and not len(blocks):
-        rest = [one for document in tokens.with_format(None)["input_ids"] for one in document]
+        rest = [token_id for document in tokens.with_format(None)["input_ids"] for token_id in document]
         blocks = Dataset.from_dict({"input_ids": [rest]}, Features({"input_ids": List(token)}))
     return blocks.with_format("numpy")
 
 
 def _rows_of(size_bytes: int, dataset: "Dataset | IterableDataset") -> int:
-    """How many rows hold about `size_bytes`; 1,000 of a stream, whose size is not known."""
+    """Return the number of rows that hold about `size_bytes`; 1,000 for a stream, whose size is not known."""
     from datasets import IterableDataset
 
     if isinstance(dataset, IterableDataset):
@@ -143,7 +143,7 @@ def _rows_of(size_bytes: int, dataset: "Dataset | IterableDataset") -> int:
 
 
 def _tokenize(tokenizer: "PreTrainedTokenizerBase", dtype: str) -> "Callable[[pa.Table], pa.Table]":
-    """A function from documents (`text`) to their tokens (`input_ids`)."""
+    """Return a function that converts documents (`text`) to tokens (`input_ids`)."""
     import numpy as np
     import pyarrow as pa
 
@@ -155,9 +155,9 @@ def _tokenize(tokenizer: "PreTrainedTokenizerBase", dtype: str) -> "Callable[[pa
 
     def encode(texts: list[str]) -> list[list[int]]:
         if tokenizer.is_fast:
-            # Without the places of the tokens in the text, which nobody asks for here.
+            # The fast variant leaves out the positions of the tokens in the text, which are not needed here.
             found = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-            return [one.ids for one in found]
+            return [encoding.ids for encoding in found]
         return tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
 
     def tokenize(table: pa.Table) -> pa.Table:
@@ -167,7 +167,7 @@ def _tokenize(tokenizer: "PreTrainedTokenizerBase", dtype: str) -> "Callable[[pa
         for text in table["text"].to_pylist():
             waiting.append(text)
             size += len(text)
-            # The tokenizer's own objects take some 100 bytes a token: a few long documents may be many times a slice.
+            # The tokenizer's objects take about 100 bytes per token, so long documents may need many times the slice.
             if size >= SLICE_BYTES:
                 documents += [np.array([*bos, *ids, *eos], dtype) for ids in encode(waiting)]
                 waiting, size = [], 0
@@ -179,10 +179,10 @@ def _tokenize(tokenizer: "PreTrainedTokenizerBase", dtype: str) -> "Callable[[pa
 
 
 def _pack(block_size: int) -> "Callable[[pa.Table, list[int]], pa.Table]":
-    """A function from slices of tokenized documents, called in their order, to blocks.
+    """Return a function that converts slices of tokenized documents to blocks. Call it in the order of the slices.
 
-    What is over at the end of a slice begins the first block of the next one; after a slice that does not follow on
-    the last one (a new pass over a stream), it is dropped.
+    The rest at the end of a slice begins the first block of the next slice. It is dropped if the next slice does not
+    directly follow (a new pass over a stream).
     """
     import numpy as np
     import pyarrow as pa
@@ -203,18 +203,21 @@ def _pack(block_size: int) -> "Callable[[pa.Table, list[int]], pa.Table]":
 
 
 def bytes_per_token(texts: list[str], tokenizer: "PreTrainedTokenizerBase") -> float:
-    """UTF-8 bytes of text for each token to predict (the end of a document counts as a token)."""
+    """Return the UTF-8 bytes of text per predicted token (the end of a document counts as a token)."""
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     tokens = sum(len(ids) + 1 for ids in encoded)
     return sum(len(text.encode()) for text in texts) / tokens
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
-    """A loss that does not depend on the tokenizer: nats/token -> bits/byte."""
+    """Convert a loss from nats per token to bits per byte, which does not depend on the tokenizer."""
     return nats_per_token / math.log(2) / bytes_per_token
 
 
 def masked_accuracy(prediction: "EvalPrediction") -> dict[str, float]:
-    """Share of hidden tokens restored; `predictions` are token ids `(rows, seq)`, labels -100 where nothing is hidden."""
+    """Return the share of hidden tokens that are predicted correctly.
+
+    `predictions` are token ids `(rows, seq)`; labels are -100 where nothing is hidden.
+    """
     hidden: np.ndarray = prediction.label_ids != -100
     return {"masked_accuracy": float((prediction.predictions == prediction.label_ids)[hidden].mean())}

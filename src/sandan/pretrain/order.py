@@ -10,15 +10,15 @@ from ..training.trainer import GuardedTrainer
 
 
 class StepSampler(Sampler[int]):
-    """All rows in random order, but for those that would not fill the last step; each epoch leaves out others.
+    """Sampler of all rows in random order, without those that do not fill a step; each epoch leaves out other rows.
 
-    A last step that is not full would be another one on one process (fewer rows) than on several (filled up with the
-    epoch's first rows). Where there are fewer rows than a step takes, they are a step.
+    An incomplete last step would have different rows on one process (fewer rows) and on several (filled up with the
+    epoch's first rows). If there are fewer rows than a step takes, all rows make one step.
 
     Args:
-        rows: how many there are.
-        rows_per_step: how many a step takes, over all processes and micro-batches.
-        seed: of the order; epochs follow each other as in [`accelerate.data_loader.SeedableRandomSampler`].
+        rows: number of rows.
+        rows_per_step: rows of a step, over all processes and micro-batches.
+        seed: of the order; each epoch adds its number, as in [`accelerate.data_loader.SeedableRandomSampler`].
     """
 
     def __init__(self, rows: int, rows_per_step: int, seed: int):
@@ -39,10 +39,10 @@ class StepSampler(Sampler[int]):
 
 
 class OrderedTrainer(GuardedTrainer):
-    """[`GuardedTrainer`] whose step `s` sees the same rows for any way to share them out.
+    """[`GuardedTrainer`] whose step `s` sees the same rows, however they are divided among processes.
 
-    That is, for any number of processes, workers and micro-batches whose product with the micro-batch's size is the
-    same, and for a run that was resumed.
+    That is, for any number of processes, workers and micro-batches if the rows of a step over all processes are as
+    many, and also for a resumed run.
     """
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
@@ -53,8 +53,8 @@ class OrderedTrainer(GuardedTrainer):
         return StepSampler(len(sampler.data_source), self.get_total_train_batch_size(self.args), seed)
 
     def _run_epoch(self, **kwargs: Any) -> None:
-        # Said before Trainer wraps the loader to skip batches: through the wrapper, on several processes, accelerate
-        # 1.15 finds none but its own samplers, and the rest of a resumed epoch would be the first epoch's.
+        # Set the epoch before Trainer wraps the loader to skip batches. Through the wrapper, on several processes,
+        # accelerate 1.15 finds only its own samplers, and the rest of a resumed epoch would be that of the first one.
         if hasattr(kwargs["train_dataloader"], "set_epoch"):
             kwargs["train_dataloader"].set_epoch(kwargs["epoch"])
         super()._run_epoch(**kwargs)

@@ -1,4 +1,4 @@
-"""Show what pretraining makes of the first rows, and what its model takes."""
+"""The first blocks of pretraining, and the size of its model, for a dry run."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ def size(
     model_args: Any,
     data: Any,
 ) -> ModelSize | None:
-    """Return the size of the new model, or of the one that is trained on."""
+    """Return the size of the new model, or of the model that is trained further."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 

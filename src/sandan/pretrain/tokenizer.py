@@ -1,4 +1,4 @@
-"""Training a tokenizer: byte-level BPE with a chat template, saved so that `AutoTokenizer` loads it."""
+"""Train a tokenizer: byte-level BPE with a chat template, saved so that `AutoTokenizer` loads it."""
 
 from collections.abc import Iterable, Iterator
 
@@ -11,7 +11,7 @@ from ..core.errors import UserError
 PAD, BOS, EOS, MASK = "<|pad|>", "<|bos|>", "<|eos|>", "<|mask|>"
 ROLES = ("system", "user", "assistant")
 
-# `{% generation %}` marks what the assistant writes, so that `assistant_only_loss` trains the answer and its stop token.
+# `{% generation %}` marks the assistant's text, so that `assistant_only_loss` trains the answer and its stop token.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
     "{% if message['role'] == 'assistant' %}"
@@ -20,8 +20,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
-# Japanese writes no spaces. A cut where the script changes keeps words apart (牛|は|草|を|食|べます), as spaces do
-# in English; without it BPE would learn whole clauses as single tokens.
+# Japanese has no spaces. A cut where the script changes separates words (牛|は|草|を|食|べます), as spaces do in
+# English; without it BPE would learn whole clauses as single tokens.
 SCRIPT_RUNS = Regex(r"\p{Han}+|\p{Hiragana}+|[\p{Katakana}ー]+")
 
 
@@ -30,7 +30,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
     Args:
         texts: the corpus; read once.
-        vocab_size: size of the whole vocabulary, special tokens and the 256 bytes included.
+        vocab_size: size of the vocabulary, with the special tokens and the 256 bytes.
 
     Raises:
         UserError: if `vocab_size` has no room for the bytes and the special tokens.
@@ -69,7 +69,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def texts_of(rows: Iterable[dict]) -> Iterator[str]:
-    """The text of rows in any of the data forms: `text`, `prompt` + `completion` or `messages`."""
+    """Yield the texts of rows in any of the data forms: `text`, `prompt` + `completion` or `messages`."""
     for row in rows:
         if "text" in row:
             yield row["text"]

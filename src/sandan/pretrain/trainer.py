@@ -1,13 +1,13 @@
 """Pretraining on full blocks: the causal flash kernel, no logits outside of the compiled step, tokens/s in the log.
 
-What a plain `Trainer` loses most of an H100 to, beside not compiling:
+A plain `Trainer` wastes most of an H100, even with compilation, for these reasons:
 
 1. Under `torch.compile`, transformers builds an explicit causal mask (torch < 2.14; pytorch#176499), and with a mask
-   `scaled_dot_product_attention` cannot take its flash or cuDNN kernels. [`UNMASKED`] is transformers' own SDPA
+   `scaled_dot_product_attention` cannot use its flash or cuDNN kernels. [`UNMASKED`] is transformers' own SDPA
    attention under a name for which no mask is built.
-2. `model(...)` returns logits `(batch, seq, vocab)`, which autocast then copies to float32. Here `forward` returns the
-   loss alone, so that a compiled step keeps the logits to itself.
-3. Autocast leaves the sum that runs through the layers in float32; see [`keep_residual_stream_narrow`].
+2. `model(...)` returns logits `(batch, seq, vocab)`, which autocast then copies to float32. Here `forward` returns
+   only the loss, so that the logits stay inside the compiled step.
+3. Autocast leaves the residual stream in float32; see [`keep_residual_stream_narrow`].
 """
 
 import functools
@@ -26,7 +26,7 @@ from .order import OrderedTrainer
 
 UNMASKED = "sdpa_without_mask"
 AttentionInterface.register(UNMASKED, sdpa_attention_forward)
-# The fastest first, as far as the device and the head size allow.
+# In order of preference, the fastest first; the device and the head size decide which can be used.
 KERNELS = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -36,7 +36,7 @@ KERNELS = [
 
 
 def only_loss(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward` of a model that returns no more than its loss where it is given labels."""
+    """Wrap a model's `forward` so that it returns only the loss if it is given labels."""
 
     @functools.wraps(forward)
     def loss(*args: Any, **kwargs: Any) -> Any:
@@ -49,7 +49,7 @@ def only_loss(forward: Callable[..., Any]) -> Callable[..., Any]:
 class BlockTrainer(OrderedTrainer):
     """[`OrderedTrainer`] for causal language models and rows without padding, `(batch, block_size_tokens)`.
 
-    Logs `tokens_per_second` over all processes, the first log of a run excepted.
+    It logs `tokens_per_second` over all processes, except in the first log of a run.
     """
 
     def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any):
@@ -68,7 +68,7 @@ class BlockTrainer(OrderedTrainer):
         return stack
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Trainer's, which counts the model's parameters anew at every step."""
+        """Return the operations of a batch. `Trainer`'s own method counts the model's parameters at every step."""
         return self._flops_per_token * inputs["input_ids"].numel()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Show what fine-tuning makes of the first rows, and what its model takes."""
+"""The first rows as fine-tuning prepares them, and the size of its model, for a dry run."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ def rows(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", config: Any, 
 
 
 def size(tokenizer: Any, missing: set[str], config: Any, model_args: Any, data: Any) -> ModelSize | None:
-    """Return the size of the model that is fine-tuned."""
+    """Return the size of the model to be fine-tuned."""
     from transformers import AutoModelForCausalLM
 
     return size_of(AutoModelForCausalLM, model_args.model_name_or_path, missing)

@@ -11,7 +11,7 @@ from ..training.unpadded_trainer import FlatTrainer
 
 
 class GuardedSFTTrainer(FlatTrainer, SFTTrainer):
-    """[`trl.SFTTrainer`] that resumes exactly, stops when asked, and never steps on a number that is not finite.
+    """[`trl.SFTTrainer`] that resumes exactly, stops on a signal, and never steps on a number that is not finite.
 
     Rows of a batch follow each other without padding and do not see each other, packed (`packing: true`) or not.
     """
@@ -19,7 +19,7 @@ class GuardedSFTTrainer(FlatTrainer, SFTTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if self.flat:
-            # TRL refuses this before it has cut or packed the rows, because it could not cut them afterwards.
+            # Set after TRL has cut or packed the rows: it refuses the setting earlier, as it could not cut them then.
             self.data_collator.padding_free = True
             self.data_collator = _with_segments(self.data_collator)
 

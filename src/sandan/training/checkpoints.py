@@ -1,8 +1,8 @@
-"""Checkpoints that exist only when they are whole, and which of them a run may go on from.
+"""Checkpoints that exist only when they are complete, and the choice of the checkpoint from which a run resumes.
 
-A checkpoint is written into a folder aside, every file is synced, `MANIFEST.json` with the size and sha256 of each comes
-last, and then the folder is renamed: whatever kills the process, a folder `checkpoint-N` is a whole checkpoint. The
-manifest also says what the run was (settings, data, number of processes), so that another run does not go on from it.
+A checkpoint is written into a temporary folder, every file is synced, `MANIFEST.json` with the size and sha256 of each
+is written last, and then the folder is renamed: even if the process is killed, each folder `checkpoint-N` is complete.
+The manifest also records the run (settings, data, number of processes), so that another run does not resume from it.
 """
 
 import errno
@@ -22,11 +22,11 @@ from ..core.files import sha256
 logger = logging.getLogger(__name__)
 
 MANIFEST = "MANIFEST.json"
-# Where a checkpoint is written until it is whole.
+# The folder in which a checkpoint is written until it is complete.
 ASIDE = ".saving"
 BROKEN, PREVIOUS = ".broken", ".previous"
 
-# Settings that change what is logged, saved, shown or uploaded, but no weight. Whatever is not listed counts.
+# Settings that change what is logged, saved, shown or uploaded, but no weights. All other settings are compared.
 HARMLESS = {
     "output_dir",
     "disable_tqdm",
@@ -56,7 +56,7 @@ SHOWN_CHANGES = 5
 
 
 def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a run's trajectory depends on, as JSON types."""
+    """Return the settings that change the weights of a run, as JSON types."""
     kept = {
         key: value
         for key, value in settings.items()
@@ -69,11 +69,11 @@ def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def seal(folder: Path, target: Path, step: int, identity: Mapping[str, Any]) -> None:
-    """Make `folder`, which was written aside, the checkpoint `target`: sync, write the manifest last, rename.
+    """Turn the temporary `folder` into the checkpoint `target`: sync the files, write the manifest, rename the folder.
 
     Args:
         step: optimizer steps made.
-        identity: what the run is: `world_size`, `settings`, `inputs`; see [`changes`].
+        identity: description of the run: `world_size`, `settings`, `inputs`; see [`changes`].
     """
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
     files = {}
@@ -83,8 +83,8 @@ def seal(folder: Path, target: Path, step: int, identity: Mapping[str, Any]) -> 
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"step": step, **identity, "files": files}, indent=1), encoding="utf-8")
     _sync(manifest)
-    for one in (*{path.parent for path in paths}, folder):
-        _sync(one)
+    for directory in (*{path.parent for path in paths}, folder):
+        _sync(directory)
     remove(target)
     folder.rename(target)
     _sync(target.parent)
@@ -99,7 +99,7 @@ def _sync(path: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder, if it is there, such that a kill in between leaves no half of it under its name."""
+    """Delete a folder atomically: rename it first, so a kill never leaves half a checkpoint under its name."""
     if folder.exists():
         doomed = folder.with_name(f".{folder.name}.removed")
         shutil.rmtree(doomed, ignore_errors=True)
@@ -108,7 +108,7 @@ def remove(folder: Path) -> None:
 
 
 def rotate(output_dir: Path, limit: int | None, best: str | None) -> None:
-    """Keep the newest `limit` checkpoints, and the best one. (Trainer's own rotation counts broken folders too.)"""
+    """Keep `limit` checkpoints: the best and the newest ones. (Trainer's own rotation counts broken folders too.)"""
     found = [folder for _, folder in numbered(output_dir)]
     if limit is None or limit <= 0 or len(found) <= limit:
         return
@@ -119,7 +119,7 @@ def rotate(output_dir: Path, limit: int | None, best: str | None) -> None:
 
 
 def disk_problem(error: BaseException) -> str | None:
-    """What is wrong with the disk, if that is why `error` came about; safetensors and torch hide the number."""
+    """Return the disk problem behind `error`, or None. safetensors and torch hide the errno in the message."""
     number = error.errno if isinstance(error, OSError) else None
     if found := re.search(r"os error (\d+)", str(error)):
         number = int(found[1])
@@ -135,13 +135,17 @@ def disk_problem(error: BaseException) -> str | None:
 
 
 def numbered(output_dir: str | Path) -> list[tuple[int, Path]]:
-    """The `checkpoint-N` folders, oldest first, whole or not."""
+    """Return the `checkpoint-N` folders with their numbers, oldest first, complete or not."""
     found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in Path(output_dir).glob("checkpoint-*")]
     return sorted((int(match[1]), path) for match, path in found if match and path.is_dir())
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """A checkpoint's manifest; raises [`UserError`] if there is none or it cannot be read."""
+    """Return a checkpoint's manifest.
+
+    Raises:
+        UserError: if there is none or it cannot be read.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         manifest["files"].items()
@@ -154,7 +158,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def problem_of(folder: str | Path) -> str | None:
-    """Why a checkpoint is not whole, or None: every file of its manifest is there with its size and sha256."""
+    """Return why a checkpoint is incomplete, or None if every file of its manifest has the right size and sha256."""
     folder = Path(folder)
     try:
         files = read_manifest(folder)["files"]
@@ -173,10 +177,10 @@ def problem_of(folder: str | Path) -> str | None:
 
 
 def newest_whole(output_dir: str | Path, set_aside: bool = True) -> Path | None:
-    """The newest whole checkpoint, or None.
+    """Return the newest complete checkpoint, or None.
 
     Args:
-        set_aside: rename newer ones that are broken to `checkpoint-N.broken`, each with one line in the log.
+        set_aside: rename newer checkpoints that are broken to `checkpoint-N.broken`, with one line each in the log.
     """
     for _, folder in reversed(numbered(output_dir)):
         problem = problem_of(folder)
@@ -188,14 +192,14 @@ def newest_whole(output_dir: str | Path, set_aside: bool = True) -> Path | None:
 
 
 def put_aside(folder: Path, suffix: str) -> Path:
-    """Rename `checkpoint-N` so that no run goes on from it; an older one of that name is replaced."""
+    """Rename `checkpoint-N` so that no run resumes from it, and replace an older folder of the new name."""
     target = folder.with_name(folder.name + suffix)
     remove(target)
     return folder.rename(target)
 
 
 def changes(folder: Path, identity: Mapping[str, Any]) -> list[str]:
-    """What differs between the run that saved a checkpoint and the one that is to go on from it."""
+    """Return the differences between the run that saved a checkpoint and the run that is to resume from it."""
     saved = read_manifest(folder)
     return [*_differences(saved, identity)]
 
@@ -208,22 +212,22 @@ def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
         before, after = saved.get(group) or {}, now.get(group) or {}
         for key in sorted(before.keys() | after.keys()):
             if before.get(key) != after.get(key):
-                there, here = (one.get(key, "not there") for one in (before, after))
+                there, here = (run.get(key, "not there") for run in (before, after))
                 yield f"{key}: {there} there, {here} now" if group == "settings" else f"{key}: other content"
 
 
 def choose(
     output_dir: str | Path, resume: str, identity: Mapping[str, Any], finished: bool, anyway: bool
 ) -> Path | None:
-    """Which checkpoint a run goes on from; None: from the beginning.
+    """Return the checkpoint from which a run resumes, or None to start from the beginning.
 
     Args:
-        resume: `auto` (the newest whole one of a run that did not finish), `never`, or a path.
+        resume: `auto` (the newest complete checkpoint of an unfinished run), `never`, or a path.
         finished: whether the run that left checkpoints in `output_dir` finished.
-        anyway: go on although [`changes`] found something.
+        anyway: resume although [`changes`] found something.
 
     Raises:
-        UserError: if `resume` is a path without a whole checkpoint, or the checkpoint is of another run.
+        UserError: if `resume` is a path without a complete checkpoint, or the checkpoint is of another run.
     """
     folder = None
     if resume not in ("auto", "never"):
@@ -246,10 +250,10 @@ def choose(
 
 
 def clear_the_way(output_dir: str | Path, start: Path | None) -> None:
-    """Before a run writes: remove what a killed save left, and put checkpoints that are not of this run aside.
+    """Remove the remains of a killed save, and rename checkpoints of other runs, before a run writes.
 
     Args:
-        start: the checkpoint that the run goes on from. Newer ones, and without it all, belong to another run.
+        start: the checkpoint from which the run resumes. Newer ones belong to another run; without it, all do.
     """
     output_dir = Path(output_dir)
     for leftover in (output_dir / ASIDE, *output_dir.glob(".checkpoint-*.removed")):

@@ -1,7 +1,7 @@
-"""What a dry run shows of the first rows. Each script names its room's `preview` module, which has two functions.
+"""The first rows, as a dry run shows them. Each script names the `preview` module of its stage, with two functions.
 
     rows(dataset, tokenizer, *values) -> Sample                the rows as the trainer of that stage prepares them
-    size(tokenizer, missing, *values) -> ModelSize | None      the models it would hold, None if they are not there yet
+    size(tokenizer, missing, *values) -> ModelSize | None      the models it would hold, None if they do not exist yet
 
 `values` are the parsed dataclasses, as the script's `main` takes them.
 """
@@ -28,12 +28,12 @@ class Sample:
     """The first rows as the stage sees them.
 
     Args:
-        tokens: of each row: (id, whether it is trained).
+        tokens: for each row, pairs of a token id and whether the token is trained.
         lengths: of each row, in tokens, before anything is cut.
-        limit: longest row that is kept whole.
+        limit: the most tokens of a row that is not cut or dropped.
         dropped: share of the rows that is left out.
-        rows_per_document: training rows that one row of data makes.
-        longest: tokens of the longest training row, where it is not that of the longest row of data.
+        rows_per_document: training rows made from one row of data, on average.
+        longest: tokens of the longest training row, if it is not the longest row of data.
     """
 
     tokens: list[list[tuple[int, bool]]]
@@ -45,7 +45,7 @@ class Sample:
 
 
 def prompt_rows(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", limit: int | None = None) -> Sample:
-    """Return prompts as they are sampled from: nothing of them is trained.
+    """Return prompts as a model reads them before it samples answers; none of their tokens is trained.
 
     Args:
         limit: the most tokens of a prompt that is kept.
@@ -59,14 +59,14 @@ def prompt_rows(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", limit:
 
 
 def discarded(config: Any) -> Any:
-    """Return the trainer's settings for a trainer that leaves nothing behind."""
+    """Return a copy of the settings for a trainer that writes, uploads and reports nothing."""
     settings = copy.copy(config)
     settings.output_dir, settings.push_to_hub, settings.report_to = tempfile.mkdtemp(prefix="sandan-"), False, []
     return settings
 
 
 def smallest_model(tokenizer: "PreTrainedTokenizerBase", classifier: bool = False) -> Any:
-    """Return a model to prepare rows for: no trainer does so without one."""
+    """Return a tiny model, because a trainer cannot prepare rows without one."""
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -77,7 +77,7 @@ def smallest_model(tokenizer: "PreTrainedTokenizerBase", classifier: bool = Fals
 
 
 def trained_tokens(batch: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[list[tuple[int, bool]]]:
-    """Return the tokens of a collated batch without its padding, each with whether it has a label."""
+    """Return the tokens of a collated batch without padding, as pairs of the token and whether it has a label."""
     rows = zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)
     return [
         [(token, label != -100) for token, label in zip(ids, labels, strict=True) if token != tokenizer.pad_token_id]

@@ -1,4 +1,4 @@
-"""What the stages that train share: run the trainer, save a standard Hugging Face folder, report the held-out loss."""
+"""Train, evaluate and save: the steps shared by pretraining, SFT, reward model and PPO."""
 
 import contextlib
 import logging
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What Trainer.evaluate reports besides metrics.
+# Entries of `Trainer.evaluate` that are not metrics.
 NOT_METRICS = ("_runtime", "_per_second", "_preparation_time", "epoch")
 
 
 class ShortProgress(ProgressCallback):
-    """Trainer's progress bar, printing only the logged values that one watches.
+    """Progress bar that prints only the values in `shown`.
 
-    `trainer_state.json` and the loggers of `report_to` get all of them.
+    `trainer_state.json` and the loggers of `report_to` get all values.
     """
 
     def __init__(self, shown: Sequence[str]):
@@ -59,7 +59,7 @@ def make_trl_trainer(
     datasets: "tuple[Dataset, Dataset | None]",
     tokenizer: "PreTrainedTokenizerBase",
 ) -> "ReliableTrainer":
-    """A trainer of TRL that loads its model from `path`.
+    """Make a trainer of TRL that loads its model from `path`.
 
     Args:
         datasets: training and held-out rows.
@@ -82,11 +82,11 @@ def make_trl_trainer(
 
 
 def train(trainer: "ReliableTrainer", stage: Stage) -> "TrainOutput":
-    """Train, from the checkpoint that `--resume` picks.
+    """Train, from the checkpoint that `--resume` selects.
 
     Raises:
         UserError: if that checkpoint is of another run, or the disk has no room for a checkpoint.
-        Interrupted: after a signal, when a checkpoint has been saved.
+        Interrupted: after a signal, once a checkpoint has been saved.
     """
     trainer.identity = {"settings": comparable(stage.config), "inputs": dict(stage.inputs)}
     start = _agreed_start(trainer, stage)
@@ -98,7 +98,7 @@ def train(trainer: "ReliableTrainer", stage: Stage) -> "TrainOutput":
 
 
 def _agreed_start(trainer: "ReliableTrainer", stage: Stage) -> str | None:
-    """The checkpoint that rank 0 chooses, on all ranks."""
+    """Return the checkpoint that rank 0 chooses, on all ranks."""
     found: list = [None, None]
     if trainer.accelerator.is_main_process:
         try:
@@ -131,9 +131,10 @@ def check_room(trainer: "ReliableTrainer", stage: Stage) -> None:
 
 @contextlib.contextmanager
 def kept_if_interrupted(trainer: "ReliableTrainer") -> Iterator[None]:
-    """What follows training may be stopped too: the trained state is saved then, and the next run takes it from there.
+    """Save a checkpoint if a signal arrives after training has finished, so the next run resumes there.
 
-    (Several ranks finish what they are at, unless it evaluates: ranks that left alone would be waited for.)
+    With several ranks the signal is deferred, because a rank that exits alone would block the others. An evaluation
+    still stops at once, because all ranks leave it together.
     """
     alone = trainer.accelerator.num_processes == 1
     try:
@@ -146,15 +147,15 @@ def kept_if_interrupted(trainer: "ReliableTrainer") -> Iterator[None]:
 
 
 def train_and_save(trainer: "ReliableTrainer", stage: Stage) -> dict[str, float]:
-    """Train, evaluate before and after (where there are held-out rows), save model, tokenizer and training curve.
+    """Train, evaluate before and after (if there are held-out rows), save model, tokenizer and training curve.
 
     Returns:
-        `train_loss`, `train_seconds`, `train_steps`, and `eval_*` after training, `eval_loss_before` among them.
+        `train_loss`, `train_seconds`, `train_steps`, the `eval_*` after training, and `eval_loss_before`.
     """
     watched = trainer.eval_dataset is not None
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     if watched and sharded:
-        # Model and optimizer are sharded together, when training begins: the first evaluation is made then.
+        # Model and optimizer are sharded together when training begins, so the first evaluation is made then.
         trainer.args.eval_on_start = True
     elif watched:
         before = trainer.evaluate()["eval_loss"]
@@ -183,9 +184,9 @@ def save(trainer: "ReliableTrainer", model: "PreTrainedModel | PeftModel", stage
 
 
 def merge_adapters(model: "PreTrainedModel | PeftModel", stage: Stage) -> None:
-    """Save a LoRA model merged, so that its folder is a plain model folder for every later stage and user.
+    """Merge a LoRA model and save it, so that its folder is a plain model folder for every later stage and user.
 
-    The adapters alone are kept in `adapter/`. A model without adapters is left as it is.
+    The adapters are also kept separately, in `adapter/`. A model without adapters is left unchanged.
     """
     from peft import PeftModel
 
@@ -198,7 +199,7 @@ def merge_adapters(model: "PreTrainedModel | PeftModel", stage: Stage) -> None:
 
 
 def set_stop_token(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Write the tokenizer's special tokens into the model's generation config, so that every loader stops where we do."""
+    """Copy the tokenizer's special tokens into the model's configs, so that generation always stops at its EOS."""
     for config in (model.config, model.generation_config):
         config.eos_token_id = tokenizer.eos_token_id
         config.pad_token_id = tokenizer.pad_token_id
@@ -206,7 +207,7 @@ def set_stop_token(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
 
 
 def count_dropped(before: "Dataset", after: "Dataset", max_length: int | None, what: str) -> int:
-    """How many rows a trainer left out as too long.
+    """Return the number of rows that a trainer left out as too long, and log it.
 
     Raises:
         UserError: if none is left.

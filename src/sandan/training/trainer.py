@@ -1,10 +1,10 @@
-"""What every trainer here adds to `transformers.Trainer`: whole checkpoints, exact resumption, an orderly stop, guards.
+"""Base classes of all trainers: complete checkpoints, exact resumption, an orderly stop, checks for finite numbers.
 
-1. A checkpoint is written aside and renamed when it is whole ([`checkpoints`](checkpoints.py)).
-2. What Trainer forgets between two logs (the loss so far, TRL's means) is part of a checkpoint, so that the log of a
-   resumed run is that of an uninterrupted one.
-3. On SIGTERM or SIGINT the step is finished, then saved; long phases without steps are left at once, because nothing of
-   the state changes in them ([`interruption`](interruption.py)).
+1. A checkpoint is written to a temporary folder and renamed when it is complete ([`checkpoints`](checkpoints.py)).
+2. Values that Trainer would lose between two logs (the loss so far, TRL's means) are saved in the checkpoint, so that
+   a resumed run logs the same as an uninterrupted one.
+3. On SIGTERM or SIGINT the current step is finished, then saved. Long phases without steps stop at once, because the
+   state does not change in them ([`signals`](../core/signals.py)).
 4. A loss or gradient that is not finite ends the run before the optimizer uses it.
 """
 
@@ -38,20 +38,20 @@ SHOWN_TOKENS = 24
 
 
 def on_any_rank(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether `flag` is set in any process; every process must ask."""
+    """Return whether `flag` is set in any process. Every process must call this."""
     if accelerator.num_processes == 1:
         return flag
     return accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum").item() > 0
 
 
 def leave_if_asked(accelerator: Accelerator) -> None:
-    """Raise [`Interrupted`] on all ranks, if one was asked to stop. For phases in which the state does not change."""
+    """Raise [`Interrupted`] on all ranks if any was asked to stop. For phases in which the state does not change."""
     if on_any_rank(accelerator, interruption.requested() is not None):
         raise Interrupted(interruption.requested() or "a signal to another rank")
 
 
 class StopWhenAsked(TrainerCallback):
-    """Ends training after the step in which a signal came, with a checkpoint, on all ranks alike."""
+    """Callback that ends training after the step in which a signal came, with a checkpoint, on all ranks."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
@@ -62,19 +62,19 @@ class StopWhenAsked(TrainerCallback):
             self.stopped = control.should_save = control.should_training_stop = True
 
     def on_prediction_step(self, args, state, control, **kwargs):
-        """Evaluation is given up, and done again by the run that goes on."""
+        """Stop the evaluation if a signal came; the resumed run repeats it."""
         leave_if_asked(self.accelerator)
 
 
 class ReliableTrainer(Trainer):
-    """Mixin of every trainer: put it before the trainer that it makes reliable.
+    """Mixin of every trainer. It stands before the trainer class that it extends.
 
     Attributes:
-        identity (`dict`, *optional*): `settings` and `inputs` that a checkpoint says it belongs to; by default the
+        identity (`dict`, *optional*): `settings` and `inputs` that are recorded in a checkpoint; by default the
             training arguments.
     """
 
-    # What a checkpoint holds beside Trainer's own files.
+    # The file of a checkpoint for the state that Trainer itself does not save.
     state_file = "run_state.json"
     identity: dict[str, Any] | None = None
 
@@ -87,7 +87,7 @@ class ReliableTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._unlogged = {}
-        # It hides NaN in the logs; the guards here need to be believed.
+        # This filter would hide NaN in the logs, and the log must agree with the checks here.
         self.args.logging_nan_inf_filter = False
         if self.args.device.type == "cpu":
             keep_freed_memory()
@@ -95,7 +95,7 @@ class ReliableTrainer(Trainer):
         self.add_callback(self._stop)
 
     def run_identity(self) -> dict[str, Any]:
-        """What a checkpoint of this run says of it."""
+        """Return the description of this run that its checkpoints record."""
         rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
         identity = self.identity or {"settings": checkpoints.comparable(self.args.to_dict()), "inputs": {}}
         return {"world_size": self.args.world_size, "train_rows": rows, **identity}
@@ -106,10 +106,10 @@ class ReliableTrainer(Trainer):
         return super()._get_output_dir(trial) if self._aside is None else str(self._aside)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Trainer's, but whole or not at all.
+        """Save a checkpoint, completely or not at all.
 
         Raises:
-            UserError: on all ranks, if the disk is full or read-only on one. Earlier checkpoints are as they were.
+            UserError: on all ranks, if the disk is full or read-only on one. Earlier checkpoints are left unchanged.
         """
         output_dir, error = Path(self.args.output_dir), None
         name = f"checkpoint-{self.state.global_step}"
@@ -141,23 +141,23 @@ class ReliableTrainer(Trainer):
             self._give_up_saving(output_dir / name, error)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Trainer's, which leaves out sharded weights: they are gathered here, but for checkpoints, which keep shards."""
+        """Save the model. Sharded weights are gathered first, except inside checkpoints, which stay sharded."""
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
         if plugin is not None and "SHARDED" in str(plugin.state_dict_type):
             if _internal_call and output_dir is not None:
-                # A checkpoint. Trainer asks whether its folder is there before it writes the shards: ranks would differ
-                # about which checkpoint is the best.
+                # This is a checkpoint. Trainer checks that its folder exists before it writes the shards: without it,
+                # ranks would disagree about which checkpoint is the best.
                 Path(output_dir).mkdir(parents=True, exist_ok=True)
             else:
                 self._save(output_dir, self.accelerator.get_state_dict(self.model))
         super().save_model(output_dir, _internal_call)
 
     def save_checkpoint(self) -> None:
-        """Save a checkpoint of the present step."""
+        """Save a checkpoint of the current step."""
         self._save_checkpoint(self.model, None)
 
     def _name_best_checkpoint(self, output_dir: Path, name: str) -> None:
-        """Trainer has noted the best checkpoint under the name that it has while it is written."""
+        """Correct the path of the best checkpoint, which Trainer has noted under its temporary name."""
         best = self.state.best_model_checkpoint
         if best is not None and Path(best).parent == self._aside:
             self.state.best_model_checkpoint = str(output_dir / Path(best).name)
@@ -187,10 +187,10 @@ class ReliableTrainer(Trainer):
             self._set_run_state(json.loads(Path(checkpoint, self.state_file).read_text(encoding="utf-8")))
 
     def _run_state(self) -> dict[str, Any]:
-        """What is to be restored beside Trainer's state; JSON types, the same on all ranks."""
+        """Return the state to restore that Trainer does not save, in JSON types, the same on all ranks."""
         state: dict[str, Any] = {"logged_loss": self._earlier_loss + self._total_loss_scalar}
         if self.state.global_step > self._globalstep_last_logged:
-            # Trainer forgets what it has not logged yet: without this the next log of a resumed run is another one.
+            # Trainer does not save what it has not logged yet: without this the next log after resuming would differ.
             loss = self.accelerator.reduce(self._tr_loss.detach().clone(), reduction="sum").item()
             state["unlogged"] = {
                 "loss": loss / self.accelerator.num_processes,
@@ -202,26 +202,26 @@ class ReliableTrainer(Trainer):
         return state
 
     def _set_run_state(self, state: dict[str, Any]) -> None:
-        """Counterpart of [`_run_state`]; the sums have their effect when training begins."""
+        """Restore the result of [`_run_state`]; the sums take effect when training begins."""
         self._unlogged = state.get("unlogged", {})
         self._earlier_loss = state["logged_loss"] + self._unlogged.get("loss", 0.0)
         self._evaluation_due = state.get("evaluation_due", False)
 
     def _unlogged_metrics(self) -> dict[str, Any]:
-        """Metrics that were collected since the last log."""
+        """Return the metrics that were collected since the last log."""
         return {}
 
     def _restore_metrics(self, unlogged: dict[str, Any]) -> None:
-        """Counterpart of [`_unlogged_metrics`]."""
+        """Restore the result of [`_unlogged_metrics`]."""
 
     # ---- Training ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
-        """Trainer's; `resume_from_checkpoint=True` takes the newest whole checkpoint of `output_dir`.
+        """Train. `resume_from_checkpoint=True` takes the newest complete checkpoint of `output_dir`.
 
         Raises:
-            ValueError: if there is no whole checkpoint to resume from.
-            Interrupted: after a signal, when everything is saved.
+            ValueError: if there is no complete checkpoint to resume from.
+            Interrupted: after a signal, once everything is saved.
         """
         start = self._checkpoint(resume_from_checkpoint)
         if self.args.should_save:
@@ -242,15 +242,15 @@ class ReliableTrainer(Trainer):
                 ) from error
         if self._stop.stopped:
             raise Interrupted(interruption.requested() or "a signal to another rank")
-        # Trainer has added them to the total: a checkpoint that is saved from here on must not do so again.
+        # Trainer has added these losses to its total; a checkpoint saved from here on must not add them again.
         self._tr_loss.zero_()
         self._globalstep_last_logged = self.state.global_step
         return output
 
     def _forget_evaluation(self) -> None:
-        """Let several processes train as one, also if the model was evaluated before.
+        """Make sure that several processes train together even if the model was evaluated before.
 
-        `evaluate` marks it as prepared, for which accelerate 1.15 then leaves out DDP: each rank would train alone.
+        `evaluate` marks the model as prepared, and accelerate 1.15 then leaves out DDP: each rank would train alone.
         """
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         alone = self.accelerator.num_processes == 1
@@ -271,7 +271,7 @@ class ReliableTrainer(Trainer):
         return Path(wanted)
 
     def _run_epoch(self, **kwargs) -> None:
-        """Trainer's, which makes a step more if the run that goes on had made all of them."""
+        """Skip the epoch when a resumed run has already taken every step; `Trainer` would take one extra."""
         self._take_up(kwargs["trial"], kwargs["start_time"])
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
@@ -283,11 +283,11 @@ class ReliableTrainer(Trainer):
         return super()._finalize_training(trial, num_train_samples, start_time)
 
     def _take_up(self, trial: Any, start_time: float) -> None:
-        """Go on with what the checkpoint says was under way: the sums of the next log, and an evaluation."""
+        """Continue the unfinished work that the checkpoint records: the sums of the next log, and an evaluation."""
         if unlogged := self._unlogged:
             self._unlogged = {}
             self._tr_loss += unlogged["loss"]
-            # The loss of this call, which ends in `train_loss`, is not to contain it.
+            # `train_loss` is the loss of this call only, so it must not contain the restored loss.
             self._total_loss_scalar -= unlogged["loss"]
             self._globalstep_last_logged = unlogged["since_step"]
             self._restore_metrics(unlogged)
@@ -301,8 +301,8 @@ class ReliableTrainer(Trainer):
     def _evaluate(
         self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
     ) -> dict[str, float]:
-        # The one of `eval_on_start`, which alone asks to skip the scheduler: a run that goes on has made it, or
-        # makes it in `_take_up`.
+        # Only the evaluation of `eval_on_start` skips the scheduler. A resumed run has made it already, or makes it in
+        # `_take_up`.
         if skip_scheduler and self._goes_on:
             return {}
         self._evaluation_due = True
@@ -311,7 +311,7 @@ class ReliableTrainer(Trainer):
         return metrics
 
     def mean_train_loss(self) -> float:
-        """The mean loss of all steps, those before a resumption included."""
+        """Return the mean loss of all steps, with those before a resumption."""
         return (self._earlier_loss + self._total_loss_scalar) / max(self.state.global_step, 1)
 
 
@@ -323,7 +323,7 @@ class GuardedTrainer(ReliableTrainer):
         self._step_batches: list[tuple[torch.Tensor, dict[str, Any]]] = []
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
-        """Trainer's, at least 1: a batch without any trained token has loss 0, not 0/0."""
+        """Return the number of trained tokens, but at least 1: a batch without any then has loss 0, not 0/0."""
         count = super()._get_num_items_in_batch(batch_samples, device)
         if isinstance(count, torch.Tensor):
             return count.clamp(min=1)
@@ -335,7 +335,7 @@ class GuardedTrainer(ReliableTrainer):
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Trainer's, and the last look before the optimizer moves, with the same outcome on every rank.
+        """Return the gradient norm after a last check before the optimizer steps, with the same result on every rank.
 
         Raises:
             FloatingPointError: if a loss or the gradient is not finite on any rank.
@@ -345,7 +345,7 @@ class GuardedTrainer(ReliableTrainer):
         if not batches:
             return grad_norm
         losses = torch.stack([loss.detach().float() for loss, _ in batches]).tolist()
-        # A gradient that overflows fp16 is not an error there: the loss scaler skips the step and goes on lower.
+        # With fp16 a gradient overflow is not an error: the loss scaler skips the step and lowers its scale.
         norm = 0.0 if grad_norm is None or self.args.fp16 else float(grad_norm)
         finite = all(map(math.isfinite, (*losses, norm)))
         if on_any_rank(self.accelerator, not finite):
@@ -361,11 +361,11 @@ class GuardedTrainer(ReliableTrainer):
         return grad_norm
 
     def place(self) -> str:
-        """Return the optimizer step that comes next, for error messages."""
+        """Return the number of the next optimizer step as text, for error messages."""
         return f"step {self.state.global_step + 1} (epoch {self.state.epoch or 0:.2f})"
 
     def _shown(self, inputs: dict[str, Any]) -> str:
-        """The beginning of a batch's first row as text."""
+        """Return the beginning of a batch's first row as text."""
         ids = inputs["input_ids"].reshape(-1)[:SHOWN_TOKENS].tolist()
         return self.processing_class.decode(ids)
 

@@ -1,6 +1,6 @@
-"""What SFT and reward model gain on a GPU: batches without padding, compiled layers, a bfloat16 residual stream.
+"""Faster training of SFT and the reward model on a GPU: no padding, compiled layers, a bfloat16 residual stream.
 
-None of it changes what is learned: rows see what they saw with padding, and a step takes the same rows.
+None of this changes what is learned: each row sees the same tokens as with padding, and each step has the same rows.
 """
 
 import logging
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class FlatTrainer(GuardedTrlTrainer):
-    """[`GuardedTrlTrainer`] whose batches are one row `(1, tokens)`, where the model allows it.
+    """[`GuardedTrlTrainer`] whose batches are one row `(1, tokens)`, if the model allows it.
 
     Attributes:
         flat (`bool`): whether batches are without padding.
@@ -35,16 +35,16 @@ class FlatTrainer(GuardedTrlTrainer):
         else:
             logger.info("batches are padded, which is slower: %s", reason)
         if self.args.torch_compile:
-            # Layers alone: whole models take minutes, and each length another one.
+            # Compile only the layers: a whole model takes minutes, and each new length takes another compilation.
             self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
             compile_layers(self.model, dynamic=True)
 
     def _base_model(self) -> PreTrainedModel:
-        """The model without its adapters."""
+        """Return the model without its adapters."""
         return self.model.get_base_model() if is_peft_model(self.model) else self.model
 
     def _flat_obstacle(self) -> str | None:
-        """Why batches of this run are padded; None if they need not be."""
+        """Return the reason why batches of this run must be padded, or None."""
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and (parallelism.cp_enabled or getattr(parallelism, "sp_enabled", False)):
             return "rows are split among devices"
