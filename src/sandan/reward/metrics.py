@@ -15,7 +15,7 @@ from ..data.chat import prompt_id, text_of
 from ..models.rendering import encode_answers
 from ..models.score_scale import ScoreScale
 from ..models.scoring import score_rows
-from ..preference.agreement import Order, compare, interval, pairwise_agreement
+from ..preference.agreement import Order, compare_orders, interval, pairwise_agreement
 
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def diagnose(
         "by_annotator": split([row["annotator"] for row in rows]) if len(known) == len(rows) else {},
         "by_rank_difference": split([row["margin"] for row in rows]) if all("margin" in row for row in rows) else {},
         "by_length": split(np.where(longer > 0, "longer", np.where(longer < 0, "shorter", "same"))),
-        "human_agreement": pairwise_agreement(compare(orders)),
+        "human_agreement": pairwise_agreement(compare_orders(orders)),
     }
 
 
