@@ -68,7 +68,7 @@ class DryRun:
         """Run all checks and return the report.
 
         Raises:
-            UserError: for every mistake that would stop the stage before it trains.
+            UserError: as the stage itself would, before training.
         """
         self.stage.check_owner()
         self._settings()
