@@ -99,7 +99,7 @@ def wait(process: subprocess.Popen, seconds: float) -> int:
 
 
 def cause(log: Path, lines: int = 6) -> str:
-    """Return the error lines of a log, or else its end. A launcher prints pages of text below the script's one line."""
+    """Return the error lines of a log, or else its end. A launcher prints pages below the script's one line."""
     text = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line for line in text if re.search(r"(Error: |Interrupted: |^error: |out of memory)", line)]
     return "\n".join(errors[:lines] or text[-lines:])

@@ -3,14 +3,14 @@
     make reward                               # makes the SFT model and the reward model from which both start
     python benchmarks/ppo_learning.py --seeds 1 2 3 4 5 --output learning.json
 
-Both run the settings of recipes/tiny/ppo.yaml (those that TRL knows), from the same script, for each seed. They use one
-minibatch, because TRL's `num_mini_batches` has no effect (defect T1 of docs/ppo.md): so both make the same number of
-optimizer steps. "sandan_recipe" is sandan with the recipe's two minibatches.
+Both run the settings of recipes/tiny/ppo.yaml (those that TRL knows), from the same script, for each seed. They use
+one minibatch, because TRL's `num_mini_batches` has no effect (defect T1 of docs/ppo.md): so both make the same number
+of optimizer steps. "sandan_recipe" is sandan with the recipe's two minibatches.
 
 Six checkpoints of each run are judged on prompts that no stage has seen, by the oracle and by the KL to the SFT model,
-as in scripts/evaluate.py. Prints JSON: the curve of each run, and range and mean over the seeds of the last checkpoint.
-With --output a second start continues where the first one ended. TRL runs in the environment that ppo_parity.py makes
-once.
+as in scripts/evaluate.py. Prints JSON: the curve of each run, and range and mean of the last checkpoints over the
+seeds. With --output a second start continues where the first one ended. TRL runs in the environment that ppo_parity.py
+makes once.
 """
 
 import argparse

@@ -10,8 +10,8 @@ both trainers use the same torch and transformers. To run TRL on other versions 
     python benchmarks/ppo_parity.py --env_dir DIR --packages transformers==5.20.0
 
 Prints JSON: for each case and quantity the largest absolute difference and a verdict, which is "agrees" (to float32
-precision) or the defect of TRL that explains the difference (docs/ppo.md lists the defects). Exit code 1 if a difference
-has no explanation, or if an expected difference does not occur.
+precision) or the defect of TRL that explains the difference (docs/ppo.md lists the defects). Exit code 1 if a
+difference has no explanation, or if an expected difference does not occur.
 """
 
 import argparse
@@ -48,7 +48,8 @@ EXPLANATIONS = {
     "T2": "logged means are diluted by zeros that are never filled in",
     "T3": "accumulation is switched off on the last batch of each pass over the data",
     "T10": "max_grad_norm is ignored",
-    "T11": "logged approximate KL, ratio and entropy include padding; ratio_var is that of micro-batch means (NaN of one)",
+    "T11": "logged approximate KL, ratio and entropy include padding; "
+    "ratio_var is that of micro-batch means (NaN of one)",
     "T12": "Adam's epsilon is 1e-8",
     "T13": "the model's own generation_config leaks into sampling and into the old log-probs",
     "T15": "penalty and EOS count look for EOS, not for the stop token",

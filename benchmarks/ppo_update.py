@@ -7,9 +7,9 @@
 "0.5b": four models of random weights in Qwen2.5-0.5B's shape, bfloat16 weights, prompts of 128 tokens, answers of 256.
 "0.9m": a model for the CPU, float32, prompts of 16 tokens, answers of 20. Both have 64 episodes per update and 4 PPO
 epochs. The sides take turns, `--rounds` times; the first updates (compilation, recording of CUDA graphs) are left out.
-"one_backbone" is sandan with LoRA adapters for policy and critic on one frozen backbone. On the GPU TRL's micro-batch is
-8 rows; on the CPU every side processes all 64 rows at once. TRL runs in the environment that ppo_parity.py makes. Prints
-JSON.
+"one_backbone" is sandan with LoRA adapters for policy and critic on one frozen backbone. On the GPU TRL's micro-batch
+is 8 rows; on the CPU every side processes all 64 rows at once. TRL runs in the environment that ppo_parity.py makes.
+Prints JSON.
 """
 
 import argparse

@@ -5,9 +5,9 @@
     python benchmarks/pretraining.py --shape tiny --sides sandan trainer         # CPU, to see that it runs
 
 Text and weights are random. "124m" is GPT-2, T = 1024; "0.5b" is Qwen2.5-0.5B's shape, T = 2048. bfloat16 autocast,
-AdamW, clipping and the log every 5 steps are part of the time; "sandan" also tokenizes, packs and loads as any run does.
-The first logs (compilation) are left out. Prints JSON: tokens/s, MFU = (6N + 12 L d T) tokens/s / 989 TFLOP/s, peak
-memory.
+AdamW, clipping and the log every 5 steps are part of the time; "sandan" also tokenizes, packs and loads as any run
+does. The first logs (compilation) are left out. Prints JSON: tokens/s, MFU = (6N + 12 L d T) tokens/s / 989 TFLOP/s,
+peak memory.
 """
 
 import argparse

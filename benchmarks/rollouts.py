@@ -3,7 +3,7 @@
     python benchmarks/rollouts.py --rows 64 256
     python benchmarks/rollouts.py --rows 64 --engines generate graph --output rollouts.json
 
-The model has Qwen2.5-0.5B's shape and random weights in bfloat16; prompts of 128 tokens, answers of 256, temperature 1,
+The model has Qwen2.5-0.5B's shape and random weights in bfloat16. Prompts have 128 tokens, answers 256; temperature 1,
 no filters. Engines: "generate" (dynamic cache), "static" (`generate` with a static cache, compiled), "graph" (sandan),
 "compiled" (sandan with `torch_compile`). Each engine runs once to warm up, then all take turns. Prints JSON.
 """

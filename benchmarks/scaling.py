@@ -4,13 +4,14 @@
     python benchmarks/scaling.py --gpus 1 8 --modes pretrain_fsdp2 ppo_fsdp2 --torch_compile
     python benchmarks/scaling.py --gpus 1 2 --shape tiny --device cpu --modes pretrain_ddp ppo_ddp
 
-Every run is started as users do: `accelerate launch` with a file of recipes/accelerate_configs (`single_gpu` on one GPU,
-otherwise `ddp` or `fsdp2`), a script of scripts/ and a recipe. Models have random weights, texts random words. The pace
-is that of the trainers' logs, without the first steps. (`include_num_input_tokens_seen` makes Trainer log its clock.)
-MFU is (6 N + 12 L d T) x tokens/s over the card's dense bf16 peak, attention counted in full. The efficiency is the pace
-of n GPUs over n times the pace of one. Prints JSON; with `--output` the file is rewritten after every run.
+Every run is started as users do: `accelerate launch` with a file of recipes/accelerate_configs (`single_gpu` on one
+GPU, otherwise `ddp` or `fsdp2`), a script of scripts/ and a recipe. Models have random weights, texts random words.
+The pace is that of the trainers' logs, without the first steps. (`include_num_input_tokens_seen` makes Trainer log its
+clock.) MFU is (6 N + 12 L d T) x tokens/s over the card's dense bf16 peak, attention counted in full. The efficiency
+is the pace of n GPUs over n times the pace of one. Prints JSON; with `--output` the file is rewritten after every run.
 
-"tiny" on "cpu" only shows that everything runs (with gloo): its pace means nothing, and accelerate leaves FSDP off there.
+"tiny" on "cpu" only shows that everything runs (with gloo): its pace means nothing, and accelerate does not use FSDP
+there.
 """
 
 import argparse
@@ -50,7 +51,7 @@ EPISODES = 64  # per GPU and update
 
 @dataclass(frozen=True)
 class Mode:
-    """A stage at a size.
+    """A stage with a model and data of a certain size.
 
     Args:
         launch: the file of recipes/accelerate_configs for several GPUs.

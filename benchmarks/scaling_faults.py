@@ -5,8 +5,8 @@
 
 equal_pretrain_* runs scripts/pretrain.py on N GPUs and on one, with the same global batch, in float32 without dropout,
 and compares the loss of every step. equal_ppo_* runs two updates of PPOTrainer on N GPUs and on one, with the same
-prompts and answers, in float32, and compares every logged number. (The answers are given, because each rank samples with
-its own seed: sampled answers depend on the number of ranks, and their means differ by their standard errors.)
+prompts and answers, in float32, and compares every logged number. (The answers are given, because each rank samples
+with its own seed: sampled answers depend on the number of ranks, and their means differ by their standard errors.)
 
 faults_* runs scripts/pretrain.py or ppo.py on N GPUs, in bf16 with dropout. In one run a rank gets SIGKILL, in another
 the launcher gets SIGTERM, as from Slurm, both after the first checkpoint. All processes must end in time, and the same

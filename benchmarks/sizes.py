@@ -4,9 +4,9 @@
     python benchmarks/sizes.py --shapes 124m 1b --torch_compile
     python benchmarks/sizes.py --shapes tiny --device cpu
 
-Models of Llama's architecture with random weights and text run scripts/pretrain.py as in scaling.py, for 20 to 30
-seconds each. `hours` are the GPU hours at that pace for 20 tokens per parameter (Hoffmann et al. 2022, arXiv 2203.15556)
-and for a grid of numbers of tokens. Prints JSON and a table.
+Each model has Llama's architecture and random weights, and is trained on random text by scripts/pretrain.py as in
+scaling.py, for 20 to 30 seconds. `hours` are the GPU hours at that pace for 20 tokens per parameter (Hoffmann et al.
+2022, arXiv 2203.15556) and for a grid of numbers of tokens. Prints JSON and a table.
 """
 
 import argparse

@@ -162,7 +162,7 @@ def kl(
     prompts: Sequence[Prompt],
     answers: Sequence[Completion],
 ) -> float:
-    """Estimate KL(model || reference) in nats per answer, from the model's own samples at temperature 1 (k1 estimator)."""
+    """Estimate KL(model || reference) in nats per answer, from the model's samples at temperature 1 (k1 estimator)."""
     encoded = encode_prompts(tokenizer, prompts)
     rows = [ids + list(answer.token_ids) for ids, answer in zip(encoded, answers, strict=True)]
     starts = list(map(len, encoded))

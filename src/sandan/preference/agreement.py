@@ -86,8 +86,9 @@ def krippendorff_alpha(
     """Return Krippendorff's alpha for ordinal data with a 95% bootstrap interval over prompts.
 
     A unit is one answer; its values are the ranks that annotators gave it. 1 is full agreement, 0 is agreement by
-    chance. Unlike pairwise agreement, alpha takes account of ties and of the distance of two ranks. (Krippendorff, Content Analysis, 4th ed., 12.3;
-    per-prompt coincidence matrices are summed, so a bootstrap sample costs one matrix product.)
+    chance. Unlike pairwise agreement, alpha takes account of ties and of the distance of two ranks. (Krippendorff,
+    Content Analysis, 4th ed., 12.3; coincidence matrices of prompts are summed, so a bootstrap sample costs one matrix
+    product.)
 
     Returns:
         `dict` with `mean` (the alpha), `low`, `high`, `count` (units); None if no answer was ranked twice.
@@ -186,7 +187,7 @@ def analyse(judgements: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def annotator_row(name: str, own: Sequence[dict[str, Any]], comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """Return one annotator's figures: pace, agreement with others and with themselves, position bias, ties, patterns."""
+    """Return one annotator's figures: pace, agreement with others and themselves, position bias, ties, patterns."""
     seconds = [judgement["seconds"] for judgement in own if judgement.get("seconds") is not None]
     longest = [tuple(judgement["ranks"]) for judgement in own if len(judgement["ranks"]) > 2]
     pairs = [ranks for judgement in own for ranks in itertools.combinations(judgement["ranks"], 2)]

@@ -64,7 +64,7 @@ def hash_fraction(*parts: Any) -> float:
 
 
 def item_identity(identity: str, prompt: Any, candidates: Sequence[str]) -> str:
-    """Return a name for this prompt with this set of answers, whatever their order; other answers give another name."""
+    """Return a name for this prompt with this set of answers in any order; other answers give another name."""
     content = json.dumps([identity, prompt, sorted(candidates)], ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -141,14 +141,14 @@ class Queue:
         self._followed = 0
 
     def _progress(self) -> dict[str, Progress]:
-        """Return every annotator's progress. Call it while holding the log; only lines added since the last call are read."""
+        """Return every annotator's progress, after a replay of new events only. Call it while holding the log."""
         events = self.log.read()
         follow(events[self._followed :], self._everyone)
         self._followed = len(events)
         return self._everyone
 
     def current(self, annotator: str) -> dict[str, Any] | None:
-        """Return the `shown` event of the annotator's current item: an open one, else a new one, or None at the end."""
+        """Return the `shown` event of the annotator's current item: an open one, else a new one, None at the end."""
         with self.log:
             everyone = self._progress()
             mine = everyone.setdefault(annotator, Progress())
@@ -172,7 +172,7 @@ class Queue:
             )
 
     def order(self, annotator: str, item: Item, showing: int) -> list[str]:
-        """Return the candidates in this annotator's order; a second showing always has another order than the first."""
+        """Return the candidates in this annotator's order; a second showing never has the order of the first."""
         orders: list[list[str]] = []
         for number in range(showing + 1):
             rng = random.Random(f"{self.settings.seed}:{annotator}:{item.item_id}:{number}")
@@ -191,7 +191,7 @@ class Queue:
         return (waiting[0], 0) if waiting else (None, 0)
 
     def waiting(self, annotator: str, everyone: dict[str, Progress]) -> list[Item]:
-        """Return the items that this annotator has not seen and that still need a judgement, in the annotator's own order.
+        """Return the items new to this annotator that still need a judgement, in the annotator's own order.
 
         Judgements by people and by models are counted separately: an item that a model judged still needs people.
         """
@@ -215,7 +215,7 @@ class Queue:
         """Append the judgement of a showing. The same decision sent twice is written only once.
 
         Args:
-            ranks: one for each candidate in the order shown; smallest = best, equal = tie. Stored as competition ranks.
+            ranks: one per candidate in the order shown; smallest = best, equal = tie. Stored as competition ranks.
             details: further columns (flags, note, seconds, guidelines).
 
         Raises:
@@ -249,7 +249,7 @@ class Queue:
             return self.log.append(kept | {"prompt": item.prompt, "candidates": candidates} | decision)
 
     def undo(self, annotator: str) -> dict[str, Any] | None:
-        """Undo the annotator's last standing decision, so that its item is open again; return None if there is none."""
+        """Undo the annotator's last standing decision and reopen its item; return None if there is none."""
         with self.log:
             mine = self._progress().get(annotator, Progress())
             last = next((event for event in reversed(mine.settled.values()) if event["item_id"] in self.items), None)

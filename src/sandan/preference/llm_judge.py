@@ -1,7 +1,8 @@
 """Ranking by a language model, through any endpoint with OpenAI's chat completions API.
 
-The model is asked about each item twice, the second time in the opposite order, because models favour an answer for its
-position. Two answers tie if the two orders disagree about them. Replies that are not a ranking are left out and counted.
+The model is asked about each item twice, the second time in the opposite order, because models favour an answer for
+its position. Two answers tie if the two orders disagree about them. Replies that are not a ranking are left out and
+counted.
 """
 
 import logging
@@ -65,8 +66,8 @@ def both_orders(ask: Callable[[Sequence[str]], str | None], candidates: Sequence
         ask: a function of candidates that returns the model's text.
 
     Returns:
-        `dict`: `ranks` of the two replies together (by the sum of ranks), and each reply's as `forwards` and `backwards`,
-        all in the order of `candidates`; None if either reply cannot be read.
+        `dict`: `ranks` of the two replies together (by the sum of ranks), and those of each reply as `forwards` and
+        `backwards`, all in the order of `candidates`; None if either reply cannot be read.
     """
     forwards = parse_ranking(ask(candidates), len(candidates))
     backwards = parse_ranking(ask(candidates[::-1]), len(candidates)) if forwards else None

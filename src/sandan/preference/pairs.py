@@ -121,7 +121,8 @@ def preference_card(
         + ", ".join(f"{len(splits[name]):,} in `{names[name]}`" for name in used)
         + f". No prompt is in both. {analysis['tied_pairs']:,} tied pairs and "
         f"{analysis['skipped']:,} skipped items are left out.",
-        "`margin` is the difference of the two ranks. Columns: `prompt, chosen, rejected, margin, prompt_id, annotator`.",
+        "`margin` is the difference of the two ranks. "
+        "Columns: `prompt, chosen, rejected, margin, prompt_id, annotator`.",
         "## Agreement",
         "\n".join(
             [
@@ -132,8 +133,8 @@ def preference_card(
             ]
         ),
         "## Annotators",
-        "| annotator | kind | judgements | agrees with others | with themselves | remarks |\n|---|---|--:|--:|--:|---|\n"
-        + "\n".join(rows),
+        "| annotator | kind | judgements | agrees with others | with themselves | remarks |\n"
+        "|---|---|--:|--:|--:|---|\n" + "\n".join(rows),
         "## Guidelines",
         "\n".join(guidelines) or "None were recorded.",
     ]

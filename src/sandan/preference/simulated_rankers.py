@@ -31,7 +31,7 @@ def agreement_probability(gap: float, temperature: float) -> float:
 
 
 def noise_temperature(utilities: Iterable[Sequence[float]], agreement: float) -> float:
-    """Find the Plackett-Luce temperature at which two rankers agree on a share `agreement` of pairs of unequal utility.
+    """Find the Plackett-Luce temperature at which two rankers agree on a share `agreement` of the pairs that differ.
 
     Args:
         utilities: for each prompt, the true utility of each candidate.

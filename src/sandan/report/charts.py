@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# matplotlib draws with these colours; in the page each becomes a CSS variable, so that charts suit light and dark mode.
+# matplotlib draws with these colours; in the page each becomes a CSS variable, so that charts follow light and dark.
 INK, FAINT, BASE, SFT, PPO = "#010101", "#020202", "#030303", "#040404", "#050505"
 
 
@@ -217,7 +217,7 @@ def _chart(
     described: str,
     wide: bool = False,
 ) -> dict[str, Any]:
-    """Return a chart for the template: `svg` (trusted, as it contains figures only), `title`, `legends`, `described`."""
+    """Return a chart for the template: `svg` (trusted: it holds figures only), `title`, `legends`, `described`."""
     import io
 
     from markupsafe import Markup

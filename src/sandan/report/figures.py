@@ -107,8 +107,8 @@ def headline(report: dict[str, Any]) -> dict[str, Any]:
         values = [row.get(key) for row in rows]
         if not values or not all(is_number(value) and math.isfinite(value) for value in values):
             continue
-        # The oracle's scores start at zero. Other figures have no natural zero: their lowest step is a quarter as high as
-        # the highest.
+        # The oracle's scores start at zero. Other figures have no natural zero: their lowest step is a quarter as high
+        # as the highest.
         low, high = (0.0, 1.0) if key.startswith("oracle") else (min(values), max(values))
         floor = 0.0 if key.startswith("oracle") else 0.25
         steps = [

@@ -76,7 +76,7 @@ def _language(sample: dict[str, Any]) -> str:
 def training_steps(
     report: dict[str, Any], histories: dict[str, list[dict[str, Any]]], details: dict[tuple[str, str], Any]
 ) -> list[dict[str, Any]]:
-    """Return the three training steps with key figures and charts of their stages; stages that did not run are left out."""
+    """Return the three training steps with key figures and charts of their stages, without stages that did not run."""
     keys = {
         "pretrain": ("parameters", "eval_bits_per_byte", "untrained_bits_per_byte"),
         "pretrain_mlm": ("parameters", "eval_loss", "eval_loss_before"),
@@ -132,7 +132,7 @@ def training_steps(
 
 
 def annotator_rows(analysis: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the annotators of `agreement.json` as text. Names and remarks are untrusted: the template escapes them."""
+    """Return the annotators of `agreement.json` as text; names and remarks are untrusted; the template escapes them."""
 
     def cell(found: dict[str, float] | None) -> str:
         return f"{found['mean']:.1%}" if found else "–"

@@ -75,8 +75,9 @@ def check_gate(curve: dict[int, np.ndarray], least_gain: float) -> dict[str, flo
     metrics |= {"best_of_n/gain": gain, "best_of_n/gain_low": low}
     if low <= 0 or gain < least_gain:
         raise GateError(
-            f"best-of-{most} by the reward model is not clearly better than best-of-1: oracle score {metrics['best_of_n/1']:.3f} "
-            f"-> {metrics[f'best_of_n/{most}']:.3f}, gain {gain:+.3f} [{low:+.3f}, {high:+.3f}], {least_gain:+.3f} asked; "
+            f"best-of-{most} by the reward model is not clearly better than best-of-1: "
+            f"oracle score {metrics['best_of_n/1']:.3f} -> {metrics[f'best_of_n/{most}']:.3f}, "
+            f"gain {gain:+.3f} [{low:+.3f}, {high:+.3f}], {least_gain:+.3f} asked; "
             "PPO would exploit it: rank more prompts, or train SFT longer so that candidates hold good answers"
         )
     return metrics

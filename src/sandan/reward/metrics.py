@@ -27,7 +27,7 @@ SCALE_PAIRS = 1000
 
 
 def init_head(head: "nn.Linear", seed: int) -> None:
-    """Draw the score head from N(0, 1/sqrt(d + 1)), as Stiennon et al. 2020 and Huang et al. 2024 (arXiv 2403.17031) do."""
+    """Draw the score head from N(0, 1/sqrt(d + 1)), as Stiennon et al. 2020, Huang et al. 2024 (arXiv 2403.17031)."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -114,8 +114,8 @@ def diagnose(
         `dict`, JSON types only; an accuracy has `mean`, `low`, `high`, `count`:
         `calibration`: `confidence` (the model's own probability sigmoid(|margin|) that it is right) and accuracy;
         `calibration_error`: mean distance of the two; `by_annotator`; `by_rank_difference`; `by_length` (the chosen
-        answer is `longer`, `shorter`, or of the `same` length); `human_agreement`: how often two annotators of the same
-        pair agree, which is the accuracy of a person as a reward model (None if no two annotators share a pair).
+        answer is `longer`, `shorter`, or of the `same` length); `human_agreement`: how often two annotators of a pair
+        agree, which is the accuracy of a person as a reward model (None if no two annotators share a pair).
     """
     right = np.where(margins == 0, 0.5, margins > 0)
     confidence = 1 / (1 + np.exp(-np.abs(margins)))
@@ -185,7 +185,7 @@ def store_scale(
 
 
 def check_disjoint(train: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]) -> None:
-    """Raise [`UserError`] if a prompt is in both splits, by `prompt_id` or by text: the evaluation would not be fair."""
+    """Raise [`UserError`] if a prompt is in both splits, by `prompt_id` or by text: its answers would leak."""
     for name in (prompt_id, _prompt_words):
         shared = set(map(name, train)) & set(map(name, held_out)) - {None, ""}
         if shared:

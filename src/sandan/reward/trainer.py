@@ -31,8 +31,8 @@ class GroupedSampler(Sampler[int]):
 
     Args:
         groups: the group of each row.
-        lengths: the length of each row. If given, groups of similar length follow each other, so that batches have less
-            padding: each slice of about `sorted_rows` rows is sorted by the longest row, longest first.
+        lengths: the length of each row. If given, groups of similar length follow each other, so that batches have
+            less padding: each slice of about `sorted_rows` rows is sorted by the longest row, longest first.
     """
 
     sorted_rows = 4096
@@ -222,7 +222,10 @@ class DistinctRows:
 
 
 def score_segments(model: PreTrainedModel) -> None:
-    """Let a sequence classifier score the last token of each segment, if given `cu_seq_lens_q`: logits `(segments, 1)`."""
+    """Let a sequence classifier that is given `cu_seq_lens_q` score the last token of each segment.
+
+    Its logits are then `(segments, 1)`.
+    """
     forward = type(model).forward
 
     @functools.wraps(forward)

@@ -76,8 +76,8 @@ def guarded(action: Callable[[], None], interruptible: bool = True) -> None:
 def _destroy_process_group(together: bool) -> None:
     """Destroy the process group, if there is one.
 
-    torch may abort a process that exits while it belongs to a group. A process that frees a distributed model while the
-    interpreter shuts down can wait forever for torch's own threads, so the model is freed before.
+    torch may abort a process that exits while it belongs to a group. A process that frees a distributed model while
+    the interpreter shuts down can wait forever for torch's own threads, so the model is freed before.
 
     Args:
         together: whether all processes of the group exit now. If not, the group is left as it is.

@@ -120,7 +120,7 @@ def greeting(rng: random.Random, language: str) -> list[str]:
 
 
 def dialogue(rng: random.Random, language: str) -> list[str]:
-    """Write a question and its answer, never about a pretraining-only fact: such facts are only stated, never asked."""
+    """Write a question and its answer, never about a pretraining-only fact: such facts are never asked about."""
     speaker, listener = (name(person, language) for person in in_random_order(rng, PEOPLE)[:2])
     fact = pick(rng, ASKED_FACTS)
     question = fill(pick(rng, QUESTIONS[language][fact.relation]), fact, language)

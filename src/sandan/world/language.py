@@ -77,8 +77,8 @@ WORDINGS: dict[str, list[str]] = {
 }
 CURT_WORDINGS = (4, 5)
 
-# Forms of an answer: `{s}` is a statement (capitalised at the beginning of a sentence), `{v}` the value alone, `{a}` the
-# asker.
+# Forms of an answer: `{s}` is a statement (capitalised at the beginning of a sentence), `{v}` the value alone, `{a}`
+# the asker.
 FULL = {"en": ["{s}.", "Sure, {s}."], "ja": ["{s}。", "はい、{s}。"]}
 TERSE = {"en": ["{v}."], "ja": ["{v}。"]}
 UNKNOWN = {
