@@ -8,10 +8,10 @@ The model has Qwen2.5-0.5B's shape with random weights (or is given by `--model`
 trained on the data (the repository's own by default). Every side runs in its own process and sees the same rows once,
 with the same learning rate and the same rows per step: "stock_8" is TRL with its defaults (micro-batches of 8,
 gradient checkpointing), "stock_32" has micro-batches of 32 and no checkpointing, "sandan" is the script with
-`torch_compile`, "packed" also packs rows into 1,024 tokens. All use bfloat16 autocast. AdamW, clipping, data loading and logs are part
-of the time, the first logs (compilation) are not. Afterwards the same code measures all sides on held-out rows. Prints
-JSON: real tokens/s (no padding), pairs/s, MFU = 6 x parameters without embeddings x tokens/s / 989 TFLOP/s, peak
-memory, held-out loss per token or accuracy.
+`torch_compile`, "packed" also packs rows into 1,024 tokens. All use bfloat16 autocast. AdamW, clipping, data loading
+and logs are part of the time, the first logs (compilation) are not. Afterwards the same code measures all sides on
+held-out rows. Prints JSON: real tokens/s (no padding), pairs/s, MFU = 6 x parameters without embeddings x tokens/s /
+989 TFLOP/s, peak memory, held-out loss per token or accuracy.
 """
 
 import argparse

@@ -62,7 +62,7 @@ def launcher(launch: str, processes: int, device: str) -> list[str]:
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen:
-    """Start a launcher; its output and that of its processes is appended to `log`."""
+    """Start a launcher; its output and that of its processes are appended to `log`."""
     with log.open("a", encoding="utf-8") as stream:
         return subprocess.Popen(
             command, cwd=ROOT, env=environment(), stdout=stream, stderr=stream, start_new_session=True

@@ -121,8 +121,10 @@ def preference_card(
         + ", ".join(f"{len(splits[name]):,} in `{names[name]}`" for name in used)
         + f". No prompt is in both. {analysis['tied_pairs']:,} tied pairs and "
         f"{analysis['skipped']:,} skipped items are left out.",
-        "`margin` is the difference of the two ranks. "
-        "Columns: `prompt, chosen, rejected, margin, prompt_id, annotator`.",
+        (
+            "`margin` is the difference of the two ranks. "
+            "Columns: `prompt, chosen, rejected, margin, prompt_id, annotator`."
+        ),
         "## Agreement",
         "\n".join(
             [

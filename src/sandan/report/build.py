@@ -114,6 +114,3 @@ def _read_json(path: Path) -> Any:
         raise UserError(f"{path}: not there; run `{command}` again") from None
     except ValueError as error:
         raise UserError(f"{path}: broken ({error}); run that stage again") from None
-
-
-# ------------------------------------------------------------------------------------------------------------- page

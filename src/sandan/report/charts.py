@@ -257,7 +257,7 @@ def _inline(svg: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    # Every chart numbers its groups from 1, and ids must be unique in a page: remove them.
+    # Every chart numbers its groups from 1, but ids must be unique in a page: remove them.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     for colour, variable in CSS_COLOURS.items():
         svg = svg.replace(colour, f"var({variable})")

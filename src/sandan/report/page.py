@@ -132,7 +132,7 @@ def training_steps(
 
 
 def annotator_rows(analysis: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the annotators of `agreement.json` as text; names and remarks are untrusted; the template escapes them."""
+    """Return the annotators of `agreement.json` as text; names and remarks are untrusted, like all text."""
 
     def cell(found: dict[str, float] | None) -> str:
         return f"{found['mean']:.1%}" if found else "–"

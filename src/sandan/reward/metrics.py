@@ -27,7 +27,7 @@ SCALE_PAIRS = 1000
 
 
 def init_head(head: "nn.Linear", seed: int) -> None:
-    """Draw the score head from N(0, 1/sqrt(d + 1)), as Stiennon et al. 2020, Huang et al. 2024 (arXiv 2403.17031)."""
+    """Draw the score head from N(0, 1/sqrt(d + 1)) (Stiennon et al. 2020; Huang et al. 2024, arXiv 2403.17031)."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)

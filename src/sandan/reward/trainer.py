@@ -232,9 +232,8 @@ def score_segments(model: PreTrainedModel) -> None:
     def scored(self: PreTrainedModel, *args: Any, cu_seq_lens_q: torch.Tensor | None = None, **kwargs: Any) -> Any:
         if cu_seq_lens_q is None:
             return forward(self, *args, **kwargs)
-        kwargs = {
-            name: value for name, value in kwargs.items() if value is not None
-        }  # PEFT passes absent arguments as None
+        # PEFT passes absent arguments as None.
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
         hidden = self.base_model(*args, cu_seq_lens_q=cu_seq_lens_q, **kwargs).last_hidden_state
         return SequenceClassifierOutputWithPast(logits=self.score(hidden[0, cu_seq_lens_q[1:] - 1]))
 

@@ -263,7 +263,7 @@ class DryRun:
             self._say("hub", check_rights(args.hub_model_id))
 
 
-# ---- Shown ----
+# ---- Display ----
 
 
 def shown_tokens(tokens: Sequence[tuple[int, bool]], tokenizer: "PreTrainedTokenizerBase") -> Iterator[str]:
