@@ -1,4 +1,4 @@
-"""Pretrain a causal (`objective: clm`) or masked (`objective: mlm`) language model, from scratch or from an existing model.
+"""Pretrain a causal (`objective: clm`) or masked (`objective: mlm`) language model, from scratch or from a saved one.
 
 CPU:
     accelerate launch --config_file recipes/accelerate_configs/cpu.yaml scripts/pretrain.py \
