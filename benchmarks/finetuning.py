@@ -1,16 +1,17 @@
-"""SFT and reward models: `scripts/sft.py` and `scripts/reward.py` beside stock TRL, each in its own process.
+"""Speed of SFT and reward training: `scripts/sft.py` and `scripts/reward.py` against stock TRL.
 
     python benchmarks/finetuning.py sft --data instructions.jsonl       # one GPU; prompt and completion
     python benchmarks/finetuning.py reward --data pairs.jsonl           # prompt, chosen and rejected
     python benchmarks/finetuning.py reward --shape tiny                 # CPU, to see that it runs
 
-Qwen2.5-0.5B's shape with random weights (or `--model`) and a byte-level BPE trained on the data (the repository's own by
-default). Every side sees the same rows once, with the same learning rate and rows a step: "stock_8" is TRL as it comes
-(micro-batches of 8, gradient checkpointing), "stock_32" has micro-batches of 32 and no checkpointing, "sandan" is the
-script with `torch_compile`, "packed" also packs rows into 1,024 tokens. bfloat16 autocast; AdamW, clipping, data loading
-and logs are part of the time, the first logs (compilation) are not. Afterwards all are measured on held-out rows by the
-same code. Prints JSON: real tokens/s (no padding), pairs/s, MFU = 6 x parameters without embeddings x tokens/s / 989
-TFLOP/s, peak memory, held-out loss per token or accuracy.
+The model has Qwen2.5-0.5B's shape with random weights (or is given by `--model`), the tokenizer is a byte-level BPE
+trained on the data (the repository's own by default). Every side runs in its own process and sees the same rows once,
+with the same learning rate and the same rows per step: "stock_8" is TRL with its defaults (micro-batches of 8,
+gradient checkpointing), "stock_32" has micro-batches of 32 and no checkpointing, "sandan" is the script with
+`torch_compile`, "packed" also packs rows into 1,024 tokens. All use bfloat16 autocast. AdamW, clipping, data loading
+and logs are part of the time, the first logs (compilation) are not. Afterwards the same code measures all sides on
+held-out rows. Prints JSON: real tokens/s (no padding), pairs/s, MFU = 6 x parameters without embeddings x tokens/s /
+989 TFLOP/s, peak memory, held-out loss per token or accuracy.
 """
 
 import argparse
@@ -39,18 +40,18 @@ SHAPES: dict[str, dict[str, Any]] = {
     "0.5b": {"model": SHAPE, "vocabulary": 32_000, "max_length": 1024},
     "tiny": {"model": TINY, "vocabulary": 1024, "max_length": 128},
 }
-# Rows that are trained on, rows of a step, held-out rows.
+# Training rows, rows per step, held-out rows.
 ROWS = {("sft", "0.5b"): (6144, 128, 500), ("reward", "0.5b"): (1536, 32, 300)}
 ROWS |= {("sft", "tiny"): (96, 16, 32), ("reward", "tiny"): (96, 16, 32)}
 SIDES = {"sft": ["stock_8", "stock_32", "sandan", "packed"], "reward": ["stock_8", "stock_32", "sandan"]}
-PACKED_ROWS = 8  # of 122 tokens that fit in max_length, about
-SPARE_IDS = 64  # rows of the embedding without a token, so that their number is a round one
+PACKED_ROWS = 8  # rows of 122 tokens (the mean, about) that fit in max_length
+SPARE_IDS = 64  # rows of the embedding without a token, so that its number of rows is round
 LOGGING_STEPS = 4
 SKIPPED_LOGS = 3
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """Rows of texts; chat turns are joined, so that no template is needed."""
+    """Read distinct rows of texts; chat turns are joined, so that no template is needed."""
 
     def text(value: Any) -> str:
         return value if isinstance(value, str) else "\n".join(turn["content"] for turn in value)
@@ -62,7 +63,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def own_pairs() -> list[dict[str, str]]:
-    """Pairs from the repository's instructions: an answer, and that of another question."""
+    """Make pairs from the repository's instructions: the answer, and the answer to another question."""
     rows = read(ROOT / "data" / "sft.jsonl")
     return [
         {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
@@ -72,7 +73,7 @@ def own_pairs() -> list[dict[str, str]]:
 
 
 def split(rows: list[dict[str, str]], trained: int, held_out: int) -> tuple[list[dict[str, str]], ...]:
-    """Training and held-out rows, which have no prompt in common."""
+    """Split rows into training and held-out rows that have no prompt in common."""
     prompts = sorted({row["prompt"] for row in rows})
     random.Random(0).shuffle(prompts)
     place = {prompt: number for number, prompt in enumerate(prompts)}
@@ -82,7 +83,7 @@ def split(rows: list[dict[str, str]], trained: int, held_out: int) -> tuple[list
 
 
 def prepare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Data, tokenizer and model of random weights in `folder`; what is said of them."""
+    """Write data, tokenizer and a model of random weights to `folder`; return their description."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -106,7 +107,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def settings(side: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Training arguments of a side."""
+    """Return the training arguments of a side."""
     per_step, tiny = ROWS[args.stage, args.shape][1], args.shape == "tiny"
     stock = side.startswith("stock_")
     rows = min(int(side.removeprefix("stock_")), per_step) if stock else per_step
@@ -133,7 +134,7 @@ def settings(side: str, args: argparse.Namespace, folder: Path) -> dict[str, Any
 
 
 def run_stock(side: str, args: argparse.Namespace, folder: Path) -> None:
-    """TRL's trainer as its users write it."""
+    """Train with TRL's trainer as its users write it."""
     import trl
     from datasets import Dataset
     from transformers import AutoTokenizer
@@ -151,7 +152,7 @@ def run_stock(side: str, args: argparse.Namespace, folder: Path) -> None:
 
 
 def run_script(side: str, args: argparse.Namespace, folder: Path) -> None:
-    """A recipe, and the script itself."""
+    """Write a recipe and run the script with it."""
     recipe = settings(side, args, folder) | {
         "model_name_or_path": str(args.model or folder / "model"),
         "dtype": "float32",
@@ -168,7 +169,7 @@ def run_script(side: str, args: argparse.Namespace, folder: Path) -> None:
 
 
 def run_here(side: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Train in this process; figures of its logs, the first ones left out."""
+    """Train in this process; return figures from its logs, without the first ones."""
     import torch
     from transformers import TrainerCallback, trainer
 
@@ -193,7 +194,7 @@ def run_here(side: str, args: argparse.Namespace, folder: Path) -> dict[str, Any
 
 
 def held_out(args: argparse.Namespace, folder: Path, model: Path) -> dict[str, float]:
-    """Loss per answer token, or accuracy, of a saved model on padded held-out rows in float32."""
+    """Return loss per answer token, or accuracy, of a saved model on padded held-out rows in float32."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -201,7 +202,7 @@ def held_out(args: argparse.Namespace, folder: Path, model: Path) -> dict[str, f
     right: list[bool] = []
     for network, batch in batches(args, folder, model):
         with torch.no_grad():
-            logits = network(**{name: one for name, one in batch.items() if name != "labels"}).logits
+            logits = network(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
         if args.stage == "reward":
             chosen, rejected = logits.squeeze(-1).chunk(2)
             right += (chosen > rejected).tolist()
@@ -213,7 +214,7 @@ def held_out(args: argparse.Namespace, folder: Path, model: Path) -> dict[str, f
 
 
 def batches(args: argparse.Namespace, folder: Path, model: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The model, and the batches that stock TRL makes of the held-out rows."""
+    """Yield the model with each batch that stock TRL makes of the held-out rows."""
     import trl
     from datasets import Dataset
     from transformers import AutoTokenizer
@@ -232,7 +233,7 @@ def batches(args: argparse.Namespace, folder: Path, model: Path) -> Iterator[tup
 
 
 def run_side(side: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Train and measure in a process of its own."""
+    """Train and measure in a separate process."""
     command = [sys.executable, __file__, *sys.argv[1:], "--here", side, "--folder", str(folder)]
     done = subprocess.run(command, check=False, env=environment(), stdout=subprocess.PIPE, encoding="utf-8")
     if done.returncode:
@@ -242,7 +243,7 @@ def run_side(side: str, args: argparse.Namespace, folder: Path) -> dict[str, Any
 
 
 def parameters(model: Path) -> int:
-    """Without embeddings."""
+    """Return the number of parameters without embeddings."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -253,7 +254,7 @@ def parameters(model: Path) -> int:
 
 
 def median(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of each figure, over the runs that did not fail."""
+    """Return the median of each figure over the runs that did not fail."""
     whole = [run for run in runs if "failed" not in run]
     return {name: float(f"{statistics.median(run[name] for run in whole):.5g}") for name in (whole or [{}])[0]}
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of several processes share: a stage started as users start it, and random material for it."""
+"""Helpers of the benchmarks with several processes: start a stage as users do, with random models and data."""
 
 import datetime
 import json
@@ -20,7 +20,7 @@ from rollouts import AS_LLAMA
 
 CONFIGS = ROOT / "recipes" / "accelerate_configs"
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets")
-# Time that a launcher has to end its processes, which finish a step and save.
+# Time that a launcher has to end its processes, which first finish a step and save.
 STOP_SECONDS = 60
 WORDS = 32_000
 LLAMA = {"model_type": "llama", "vocab_size": WORDS, "max_position_embeddings": 4096, "tie_word_embeddings": True}
@@ -52,9 +52,9 @@ def environment() -> dict[str, str]:
 
 
 def launcher(launch: str, processes: int, device: str) -> list[str]:
-    """`accelerate launch` with the project's file for one process, or with `launch` for several."""
-    one = "cpu" if device == "cpu" else "single_gpu"
-    config = CONFIGS / f"{launch if processes > 1 else one}.yaml"
+    """Return the command `accelerate launch` with the project's file for one process, or with `launch` for several."""
+    single = "cpu" if device == "cpu" else "single_gpu"
+    config = CONFIGS / f"{launch if processes > 1 else single}.yaml"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     if processes > 1:
         command += ["--num_processes", str(processes), "--main_process_port", "0"]
@@ -62,7 +62,7 @@ def launcher(launch: str, processes: int, device: str) -> list[str]:
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen:
-    """Start a launcher; what it and its processes print is added to `log`."""
+    """Start a launcher; its output and that of its processes are appended to `log`."""
     with log.open("a", encoding="utf-8") as stream:
         return subprocess.Popen(
             command, cwd=ROOT, env=environment(), stdout=stream, stderr=stream, start_new_session=True
@@ -70,20 +70,20 @@ def start(command: list[str], log: Path) -> subprocess.Popen:
 
 
 def workers(process: subprocess.Popen) -> list[psutil.Process]:
-    """The processes of a running launcher, by rank."""
+    """Return the processes of a running launcher, by rank."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         rank = child.environ().get("RANK")
         if rank is not None and child.ppid() == process.pid:
             found.append((int(rank), child))
-    return [child for _, child in sorted(found, key=lambda one: one[0])]
+    return [child for _, child in sorted(found, key=lambda pair: pair[0])]
 
 
 def wait(process: subprocess.Popen, seconds: float) -> int:
-    """The launcher's exit code.
+    """Wait for a launcher and return its exit code.
 
     Raises:
-        TimeoutError: if it had to be ended.
+        TimeoutError: if it did not end in time and was terminated.
     """
     try:
         return process.wait(seconds)
@@ -93,25 +93,25 @@ def wait(process: subprocess.Popen, seconds: float) -> int:
         try:
             process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            for one in (process, *(child for child in left if child.is_running())):
-                one.kill()
+            for running in (process, *(child for child in left if child.is_running())):
+                running.kill()
         raise TimeoutError(f"it did not end within {seconds:.0f} s") from None
 
 
 def cause(log: Path, lines: int = 6) -> str:
-    """What a log says of errors, or its end: a launcher prints pages of its own below a script's one line."""
+    """Return the error lines of a log, or else its end. A launcher prints pages below the script's one line."""
     text = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line for line in text if re.search(r"(Error: |Interrupted: |^error: |out of memory)", line)]
     return "\n".join(errors[:lines] or text[-lines:])
 
 
 def history(output: Path) -> list[dict[str, Any]]:
-    """What a finished stage has logged."""
+    """Return the log history of a finished stage."""
     return json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
 
 
 def about() -> dict[str, Any]:
-    """Date, hardware and versions."""
+    """Return date, hardware and versions."""
     import torch
 
     cards = torch.cuda.device_count()
@@ -133,12 +133,12 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def words(count: int, dice: random.Random, vocabulary: int = 2000) -> str:
-    """Text of `count` tokens of [`make_tokenizer`]."""
+    """Return random text of `count` tokens of [`make_tokenizer`]."""
     return " ".join(f"w{number}" for number in dice.choices(range(4, vocabulary), k=count))
 
 
 def make_tokenizer(folder: Path, vocabulary: int = 2000) -> str:
-    """Save a tokenizer with one token for each word."""
+    """Save a tokenizer with one token for each word, and return the folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -151,7 +151,7 @@ def make_tokenizer(folder: Path, vocabulary: int = 2000) -> str:
 
 
 def make_model(folder: Path, shape: str, kind: str) -> str:
-    """Save random weights with the tokenizer.
+    """Save a model of random weights with its tokenizer, and return the folder.
 
     Args:
         kind: `CausalLM`, or `SequenceClassification` with one label.

@@ -1,11 +1,11 @@
-"""Tokenizing, packing and loading of pretraining blocks: tokens/s of one core, memory and disk by the size of the text.
+"""Speed, memory and disk of tokenizing, packing and loading pretraining blocks on one core, by the size of the text.
 
     python benchmarks/packing.py --megabytes 10 100 1000
     python benchmarks/packing.py --megabytes 100 --text my.jsonl.gz
 
 The text is repeated up to the size; the vocabulary is the one that scripts/tokenizer.py would train on it. Each size
-has a process of its own, hence its own peaks: `grown_mb` is what packing allocated at most, `peak_rss_mb` is the whole
-process with the memory-mapped pages of its files, which the system takes back when it needs them.
+is measured in a separate process, so that peaks are its own: `grown_mb` is the most that packing allocated,
+`peak_rss_mb` is the whole process with the memory-mapped pages of its files, which the system frees when it needs to.
 """
 
 import argparse
@@ -38,7 +38,7 @@ BLOCK_TOKENS, ROWS, BATCHES, VOCABULARY = 1024, 32, 50, 32_000
 
 
 def allocated_mb() -> float:
-    """Memory of this process that is not a file's."""
+    """Return the memory of this process in MB, without memory-mapped files."""
     return int(Path("/proc/self/status").read_text(encoding="ascii").split("RssAnon:")[1].split()[0]) / 1e3
 
 
@@ -73,7 +73,7 @@ def measure(text: str, tokenizer_path: str) -> dict[str, Any]:
         "mb_per_second": round(Path(text).stat().st_size / 1e6 / seconds, 2),
         "grown_mb": round(max(allocated) - before),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
-        "disk_mb": round(sum(Path(one["filename"]).stat().st_size for one in blocks.cache_files) / 1e6, 1),
+        "disk_mb": round(sum(Path(file["filename"]).stat().st_size for file in blocks.cache_files) / 1e6, 1),
         "loaded_tokens_per_second": {
             f"{name}, {workers} workers": loaded_tokens_per_second(rows, collator, workers)
             for name, (rows, collator) in loaders.items()

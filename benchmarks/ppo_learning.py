@@ -1,16 +1,16 @@
-"""What `sandan.PPOTrainer` and TRL 1.12.0's, the last one, make of the same models with the same number of episodes.
+"""Learning of `sandan.PPOTrainer` and TRL 1.12.0's (the last one), from the same models and with the same episodes.
 
-    make reward                               # the SFT model and the reward model that both start from
+    make reward                               # makes the SFT model and the reward model from which both start
     python benchmarks/ppo_learning.py --seeds 1 2 3 4 5 --output learning.json
 
-Both run the settings of recipes/tiny/ppo.yaml (those that TRL knows) with one minibatch, from the same script, for each
-seed: TRL's `num_mini_batches` has no effect (defect T1 of docs/ppo.md), and so both make as many optimizer steps.
-"sandan_recipe" is sandan with the recipe's two minibatches.
+Both run the settings of recipes/tiny/ppo.yaml (those that TRL knows), from the same script, for each seed. They use
+one minibatch, because TRL's `num_mini_batches` has no effect (defect T1 of docs/ppo.md): so both make the same number
+of optimizer steps. "sandan_recipe" is sandan with the recipe's two minibatches.
 
 Six checkpoints of each run are judged on prompts that no stage has seen, by the oracle and by the KL to the SFT model,
-as scripts/evaluate.py does. Prints JSON: the curve of each run, and over the seeds the range and mean of where they end.
-With --output a second start goes on where the first one ended. The environment of TRL is that of ppo_parity.py, which
-makes it once.
+as in scripts/evaluate.py. Prints JSON: the curve of each run, and range and mean of the last checkpoints over the
+seeds. With --output a second start continues where the first one ended. TRL runs in the environment that ppo_parity.py
+makes once.
 """
 
 import argparse
@@ -33,12 +33,12 @@ from ppo_parity import DEFAULT_ENV_DIR, ROOT, make_environment, processor
 SIDE = Path(__file__).with_name("ppo_learning_side.py")
 SIDES = ("sandan", "trl", "sandan_recipe")
 CHECKPOINTS = 6
-# A run that lost a fifth of what it started with did not merely fail to learn.
+# A run has collapsed if it ends below this share of its initial score.
 COLLAPSED = 0.8
 
 
 def run(side: str, interpreter: Path | str, seed: int, folder: Path) -> list[Path]:
-    """Train once; the folders of the checkpoints in the order they were written."""
+    """Train once; return the folders of the checkpoints in the order in which they were written."""
     trainer = side.partition("_")[0]
     settings = yaml.safe_load((ROOT / "recipes/tiny/ppo.yaml").read_text(encoding="utf-8"))
     updates = settings["total_episodes"] // (
@@ -51,7 +51,7 @@ def run(side: str, interpreter: Path | str, seed: int, folder: Path) -> list[Pat
         settings["num_mini_batches"] = 1
     steps = settings["num_ppo_epochs"] * settings["num_mini_batches"]
     settings |= {"output_dir": str(folder), "seed": seed, "save_strategy": "steps", "disable_tqdm": True}
-    # TRL's step is an update, sandan's an optimizer step.
+    # A step is an update in TRL and an optimizer step in sandan.
     settings["save_steps"] = updates // CHECKPOINTS * (steps if trainer == "sandan" else 1)
     settings["num_sample_generations"] = 0
     if trainer == "trl":
@@ -66,13 +66,13 @@ def run(side: str, interpreter: Path | str, seed: int, folder: Path) -> list[Pat
             command, check=False, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log
         ).returncode:
             raise SystemExit(f"error: {side}, seed {seed} failed\n{(folder / 'log').read_text()[-3000:]}")
-    found = sorted(folder.glob("checkpoint-*"), key=lambda one: int(one.name.split("-")[1]))
+    found = sorted(folder.glob("checkpoint-*"), key=lambda checkpoint: int(checkpoint.name.split("-")[1]))
     assert len(found) == CHECKPOINTS, found
     return found
 
 
 def judge(checkpoints: Sequence[Path]) -> list[dict[str, float]]:
-    """Oracle score, share correct and KL of the start (the SFT model) and of each checkpoint, on unseen prompts."""
+    """Return oracle score, share correct and KL on unseen prompts, of the SFT model and of each checkpoint."""
     from sandan.data.jsonl import read_jsonl
     from sandan.evaluate.comparison import EvaluateArguments, compare
     from sandan.models.loading import load_causal_lm, load_tokenizer
@@ -81,7 +81,7 @@ def judge(checkpoints: Sequence[Path]) -> list[dict[str, float]]:
     (data_file,) = settings.pop("data_files")
     args = EvaluateArguments(**settings)
     sft = ROOT / settings["sft_model"]
-    models = {"sft": load_causal_lm(str(sft))} | {one.name: load_causal_lm(str(one)) for one in checkpoints}
+    models = {"sft": load_causal_lm(str(sft))} | {path.name: load_causal_lm(str(path)) for path in checkpoints}
     rows, _ = compare(models, load_tokenizer(str(sft)), read_jsonl(ROOT / data_file, columns=[("prompt",)]), args)
     names = {"kl": "kl_to_sft", "score": "oracle/score", "correct": "oracle/correct", "stopped": "stopped_share"}
     names["pretraining_only"] = "oracle_pretraining_only/correct"
@@ -89,7 +89,7 @@ def judge(checkpoints: Sequence[Path]) -> list[dict[str, float]]:
 
 
 def summary(runs: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, Any]:
-    """Where the runs of each side end: range and mean over the seeds, and how many collapsed."""
+    """Return range and mean over the seeds of each side's final figures, and how many runs collapsed."""
     found: dict[str, Any] = {}
     for side, curves in runs.items():
         ends = [curve[-1] for curve in curves.values()]

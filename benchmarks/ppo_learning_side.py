@@ -1,9 +1,9 @@
-"""One run of one PPOTrainer for `ppo_learning.py`, which writes the settings and starts this file in two environments:
+"""One training run for `ppo_learning.py`, which writes the settings and starts this file in two environments:
 
     python benchmarks/ppo_learning_side.py sandan SETTINGS.json
     python benchmarks/ppo_learning_side.py trl SETTINGS.json
 
-Only the import differs.
+The two sides differ only in the import of PPOTrainer.
 """
 
 import argparse

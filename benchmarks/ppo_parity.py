@@ -1,17 +1,17 @@
-"""Compare `sandan.PPOTrainer` with TRL 1.12.0's, the last one: same weights, prompts and answers, number by number.
+"""Comparison of `sandan.PPOTrainer` with TRL 1.12.0's (the last one), number by number, on the same inputs.
 
     python benchmarks/ppo_parity.py
     python benchmarks/ppo_parity.py --env_dir DIR --output parity.json
 
-The first run makes a virtual environment and installs `trl==1.12.0` there (the only step that needs the network);
-every other package is the running interpreter's own, so both trainers stand on the same torch and transformers. To run
-TRL on other versions than sandan, install them beside it:
+Both trainers get the same weights, prompts and answers. The first run makes a virtual environment and installs
+`trl==1.12.0` there (the only step that needs the network); every other package is that of the running interpreter, so
+both trainers use the same torch and transformers. To run TRL on other versions than sandan, install them there too:
 
     python benchmarks/ppo_parity.py --env_dir DIR --packages transformers==5.20.0
 
-Prints JSON: of each case and quantity the largest absolute difference and a verdict, which is "agrees" (to float32
-precision), or the defect of TRL that explains the difference (docs/ppo.md lists them). Exit code 1 if a difference has
-no explanation, or an explanation no difference.
+Prints JSON: for each case and quantity the largest absolute difference and a verdict, which is "agrees" (to float32
+precision) or the defect of TRL that explains the difference (docs/ppo.md lists the defects). Exit code 1 if a
+difference has no explanation, or if an expected difference does not occur.
 """
 
 import argparse
@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SIDE = Path(__file__).with_name("ppo_parity_side.py")
 DEFAULT_ENV_DIR = ROOT / ".bench" / "trl-1.12"
 TRL = "trl==1.12.0"
-# Of float32 sums in another order; the second is relative to the largest value of the quantity.
+# Differences of float32 sums in another order; the second is relative to the largest value of the quantity.
 ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE = 1e-6, 1e-5
 
 EXPLANATIONS = {
@@ -48,14 +48,15 @@ EXPLANATIONS = {
     "T2": "logged means are diluted by zeros that are never filled in",
     "T3": "accumulation is switched off on the last batch of each pass over the data",
     "T10": "max_grad_norm is ignored",
-    "T11": "logged approximate KL, ratio and entropy include padding; ratio_var is that of micro-batch means (NaN of one)",
+    "T11": "logged approximate KL, ratio and entropy include padding; "
+    "ratio_var is that of micro-batch means (NaN of one)",
     "T12": "Adam's epsilon is 1e-8",
     "T13": "the model's own generation_config leaks into sampling and into the old log-probs",
     "T15": "penalty and EOS count look for EOS, not for the stop token",
     "T16": "losses are means of micro-batch means",
     "steps": "not a defect: TRL's logged step is an update, sandan's an optimizer step",
 }
-# Pace: differs from run to run.
+# The pace (episodes per second) differs from run to run.
 NOT_COMPARED = {"log eps"}
 # Groups of quantities that change together.
 CREDIT = ("token rewards", "advantages", "returns")
@@ -68,7 +69,7 @@ KL_LOGS = ("log objective/kl", "log objective/entropy", "log objective/non_score
 RATIO_LOGS = ("log policy/approxkl_avg", "log val/ratio", "log val/ratio_var")
 CLIP_LOGS = ("log policy/clipfrac_avg", "log val/clipfrac_avg")
 ENTROPY = "log policy/entropy_avg"
-# In the first epoch the ratio is 1 and no padding can be seen in it, but one micro-batch has no variance.
+# In the first epoch the ratio is 1 with or without padding, but the variance of one micro-batch is undefined.
 FIRST_EPOCH_T11 = (ENTROPY, "log val/ratio_var")
 STEP = ("log step",)
 
@@ -88,11 +89,11 @@ SETTINGS = {
     "response_length": 12,
     "stop_token": "eos",
     "num_ppo_epochs": 2,
-    # Adam would divide the rounding errors of the smallest gradients by gradients as small.
+    # Adam divides by the size of gradients, which would enlarge the rounding errors of the smallest ones.
     "optim": "sgd",
     # Large enough for clipping to be active in the second epoch.
     "learning_rate": 0.2,
-    # TRL moves its schedule once an update, sandan once an optimizer step.
+    # TRL steps its schedule once per update, sandan once per optimizer step.
     "lr_scheduler_type": "constant",
     "max_grad_norm": 0.0,
 }
@@ -103,15 +104,15 @@ VOCABULARY, PAD, EOS, OTHER_STOP, FIRST_WORD = 64, 0, 1, 5, 6
 
 @dataclass
 class Case:
-    """One update under some settings.
+    """A case: one update with certain settings.
 
     Args:
-        settings: what differs from `SETTINGS`.
+        settings: differences from `SETTINGS`.
         answers: "ragged" (some of full length without a stop token), "early" (all stop before the full length) or
             "full" (all of full length).
         rows: prompts in the dataset; 8 is exactly one update.
-        generation: of the policy's own generation_config.
-        explained: the quantities that differ, by the defect of TRL that makes them differ.
+        generation: values for the policy's own generation_config.
+        explained: defect of TRL -> the quantities that differ because of it.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -121,7 +122,7 @@ class Case:
     explained: dict[str, Sequence[str]] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
-        """All that a side needs to run it."""
+        """Return everything that a side needs to run the case."""
         settings = {name: value for name, value in (SETTINGS | self.settings).items() if value is not None}
         numbers = random.Random(0)
         stop = settings.get("stop_token_id", EOS)
@@ -204,7 +205,7 @@ CASES = {
 
 
 def answer(kind: str, row: int, width: int, stop: int, numbers: random.Random) -> list[int]:
-    """Tokens of one answer, its stop token included."""
+    """Return the tokens of one answer, its stop token included."""
     stops, length = {
         "ragged": (row % 3 > 0, numbers.randint(1, width) if row % 3 else width),
         "early": (True, numbers.randint(1, width - 3)),
@@ -215,7 +216,7 @@ def answer(kind: str, row: int, width: int, stop: int, numbers: random.Random) -
 
 
 def write_models(folder: Path) -> None:
-    """Tokenizer, policy, reference (near the policy, so that there is a KL), reward model and critic."""
+    """Save tokenizer, policy, reference (close to the policy, so that the KL is not 0), reward model and critic."""
     import torch
     from tokenizers import Tokenizer, models
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
@@ -237,7 +238,7 @@ def write_models(folder: Path) -> None:
         pad_token_id=PAD,
         eos_token_id=EOS,
         bos_token_id=EOS,
-        # Log-probs of a model with small weights would all be the same.
+        # With small weights all log-probs would be almost the same.
         initializer_range=0.2,
         num_labels=1,
     )
@@ -252,10 +253,10 @@ def write_models(folder: Path) -> None:
 
 
 def make_environment(env_dir: Path, packages: Sequence[str]) -> Path:
-    """TRL 1.12.0 in a virtual environment whose other packages are this interpreter's; made once.
+    """Make a virtual environment, once, with TRL 1.12.0 and otherwise the packages of this interpreter.
 
     Returns:
-        Its interpreter.
+        The path of its interpreter.
     """
     interpreter, marker = env_dir / "bin" / "python", env_dir / "packages.json"
     shared = list(dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))))
@@ -265,12 +266,12 @@ def make_environment(env_dir: Path, packages: Sequence[str]) -> Path:
             raise SystemExit(f"error: {env_dir} holds {marker.read_text()}, not {wanted}; give another --env_dir")
         return interpreter
     print(f"making {env_dir}: {TRL}, other packages from {shared[0]}", file=sys.stderr)
-    # TRL is among the shared packages in another version: without the option pip would leave it at that.
+    # The shared packages have another version of TRL: without `--ignore-installed` pip would not install this one.
     pip = [sys.executable, "-m", "pip", "--python", str(interpreter), "install", "--ignore-installed", "--no-deps"]
     try:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(env_dir)], check=True)
         own = sysconfig.get_path("purelib", vars={"base": str(env_dir), "platbase": str(env_dir)})
-        # What the environment holds itself comes first on sys.path: its TRL hides the shared one.
+        # The environment's own packages come first on sys.path, so its TRL hides the shared one.
         Path(own, "shared.pth").write_text("\n".join(shared) + "\n", encoding="utf-8")
         subprocess.run([*pip, "--quiet", "--disable-pip-version-check", TRL, *packages], check=True, stdout=sys.stderr)
     except subprocess.CalledProcessError as error:
@@ -280,7 +281,7 @@ def make_environment(env_dir: Path, packages: Sequence[str]) -> Path:
 
 
 def run_side(side: str, interpreter: Path | str, work_dir: Path) -> dict[str, str]:
-    """Run all cases with one trainer; the versions that it ran on."""
+    """Run all cases with one trainer; return the versions of its packages."""
     source = str(ROOT / "src") if side == "sandan" else ""
     settings = {"PYTHONPATH": source, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
@@ -298,11 +299,12 @@ def run_side(side: str, interpreter: Path | str, work_dir: Path) -> dict[str, st
 def compare(
     ours: "dict[str, torch.Tensor]", theirs: "dict[str, torch.Tensor]", explained: dict[str, Sequence[str]]
 ) -> dict[str, dict[str, Any]]:
-    """What differs, and whether it should.
+    """Compare the quantities of both trainers with the expected differences.
 
     Returns:
-        For each quantity that TRL has: `max_abs_difference`, `largest` (the largest absolute value of TRL's) and
-        `verdict`: "agrees", a key of `EXPLANATIONS`, "UNEXPLAINED", "MISSING" in sandan or "NOT SHOWN" (a difference was announced).
+        For each quantity of TRL: `max_abs_difference`, `largest` (the largest absolute value in TRL) and `verdict`:
+        "agrees", a key of `EXPLANATIONS`, "UNEXPLAINED", "MISSING" (sandan does not have it) or "NOT SHOWN" (an
+        expected difference does not occur).
     """
     causes = {quantity: defect for defect, quantities in explained.items() for quantity in quantities}
     rows = {}
@@ -317,19 +319,21 @@ def compare(
             verdict = "NOT SHOWN" if same else causes[name]
         else:
             verdict = "agrees" if same else "UNEXPLAINED"
-        # NaN is no JSON; it is what TRL logs as the variance of a single micro-batch.
+        # TRL logs NaN as the variance of a single micro-batch, and JSON has no NaN.
         numbers = {"max_abs_difference": difference, "largest": largest}
-        rows[name] = {key: one if math.isfinite(one) else None for key, one in numbers.items()} | {"verdict": verdict}
+        rows[name] = {key: value if math.isfinite(value) else None for key, value in numbers.items()} | {
+            "verdict": verdict
+        }
     return rows
 
 
 def passed(quantities: dict[str, dict[str, Any]]) -> bool:
-    """Whether every quantity of a case agrees or differs by a known defect."""
+    """Return whether every quantity of a case agrees or differs by a known defect."""
     return all(row["verdict"] in {"agrees", *EXPLANATIONS} for row in quantities.values())
 
 
 def processor() -> str:
-    """The CPU's name, where Linux tells it."""
+    """Return the name of the CPU (on Linux; elsewhere of the architecture) and its number of cores."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -337,7 +341,7 @@ def processor() -> str:
 
 
 def measure(env_dir: Path, packages: Sequence[str]) -> dict[str, Any]:
-    """Run both sides on every case and compare."""
+    """Run both sides on every case and compare them."""
     from safetensors.torch import load_file
 
     interpreter, started = make_environment(env_dir, packages), time.monotonic()

@@ -1,12 +1,12 @@
-"""One side of `ppo_parity.py`: one update of one PPOTrainer with given answers, and all that it computed in a file.
+"""One side of `ppo_parity.py`: run one update of a PPOTrainer per case with given answers, and save its numbers.
 
 `ppo_parity.py` writes WORK_DIR (models, tokenizer, `cases.json`) and starts this file twice, in two environments:
 
     python benchmarks/ppo_parity_side.py sandan WORK_DIR
     python benchmarks/ppo_parity_side.py trl WORK_DIR
 
-The trainers are made by the same call and run their own `train()`. Nothing of PPO is computed here: what they hold at
-their first backward pass and at every optimizer step is read and saved, as WORK_DIR/<side>/<case>.safetensors.
+Both trainers are made by the same call and run their own `train()`. Nothing of PPO is computed here: the values in the
+trainers at the first backward pass and at every optimizer step are saved as WORK_DIR/<side>/<case>.safetensors.
 """
 
 import argparse
@@ -40,7 +40,7 @@ MODELS = {
     "reward_model": AutoModelForSequenceClassification,
     "value_model": AutoModelForSequenceClassification,
 }
-# The locals of TRL's train() at its first backward pass, and what they are called here.
+# The local variables of TRL's train() at its first backward pass -> their names here.
 TRL_LOCALS = {
     "logprobs": "log-probs",
     "ref_logprobs": "reference log-probs",
@@ -52,7 +52,7 @@ TRL_LOCALS = {
 
 
 def force_answers(policy: PreTrainedModel, prompts: list[list[int]], answers: list[list[int]]) -> None:
-    """Let the policy's own `generate` run, cache, processors, stopping and all, but draw the tokens of `answers`."""
+    """Make the policy's own `generate` draw the tokens of `answers`; cache, processors and stopping stay in use."""
     wanted = dict(zip(map(tuple, prompts), answers, strict=True))
     generate = policy.generate
 
@@ -72,12 +72,12 @@ def force_answers(policy: PreTrainedModel, prompts: list[list[int]], answers: li
 
 
 def make_trainer(side: str, folder: Path, case: dict[str, Any], prompts: list[list[int]]) -> Any:
-    """The same call on both sides; only the import differs."""
+    """Make the trainer, by the same call on both sides; only the import and two of sandan's settings differ."""
     if side == "sandan":
         from sandan import PPOConfig, PPOTrainer
 
-        # Whose `generate` gives the answers of the case (force_answers).
-        # TRL has no bound on an update's step.
+        # Sampling must go through `generate`, which force_answers replaces, and TRL has no bound on the size of an
+        # update.
         own = {"rollout_engine": "generate", "max_approx_kl": 0.0}
     else:
         from trl.experimental.ppo import PPOConfig, PPOTrainer
@@ -98,7 +98,7 @@ def make_trainer(side: str, folder: Path, case: dict[str, Any], prompts: list[li
 
 
 def on_optimizer_step(optimizer: torch.optim.Optimizer, trainer: Any, record: Record, losses: Callable) -> None:
-    """At each step of the raw optimizer: count it, note the losses, and of the first step the gradient."""
+    """Record the losses at each step of the raw optimizer, the number of steps, and the gradient of the first one."""
     step = optimizer.step
 
     def recorded(*args, **kwargs):
@@ -115,7 +115,7 @@ def on_optimizer_step(optimizer: torch.optim.Optimizer, trainer: Any, record: Re
 
 
 def watch_sandan(trainer: Any, record: Record) -> None:
-    """Read sandan's trainer: arguments of its own functions, its experience and its running sums of losses."""
+    """Record values of sandan's trainer: arguments of its functions, its experience and its running sums of losses."""
     import sandan.ppo.experience as module
 
     kl_estimate, generalized_advantages = module.kl_estimate, module.generalized_advantages
@@ -149,7 +149,7 @@ def watch_sandan(trainer: Any, record: Record) -> None:
 
 
 def watch_trl(trainer: Any, record: Record) -> None:
-    """Read TRL's trainer: the local variables of its `train()` at each backward pass."""
+    """Record values of TRL's trainer: the local variables of its `train()` at each backward pass."""
     backward, micro_batches = trainer.accelerator.backward, []
 
     def spy_on_backward(loss, **kwargs):
@@ -161,17 +161,17 @@ def watch_trl(trainer: Any, record: Record) -> None:
             record["scores"] = names["scores"].clone()
             record["policy mask"], record["value mask"] = ~names["padding_mask"], ~names["padding_mask_p1"]
             pad = trainer.processing_class.pad_token_id
-            record["prompts"] = [[one for one in row if one != pad] for row in names["queries"].tolist()]
+            record["prompts"] = [[token for token in row if token != pad] for row in names["queries"].tolist()]
         return backward(loss, **kwargs)
 
     def losses():
-        # What accelerate accumulates into one step is the mean of the micro-batches.
+        # Accelerate accumulates the mean of the micro-batches into one step.
         policy, value = np.mean(micro_batches, axis=0)
         micro_batches.clear()
         return {"policy loss": policy, "value loss": value}
 
     trainer.accelerator.backward = spy_on_backward
-    # In the given order: the first update takes the prompts of sandan's first update.
+    # A loader without shuffling, so that the first update takes the prompts of sandan's first update.
     loader = torch.utils.data.DataLoader(
         trainer.train_dataset,
         batch_size=trainer.args.local_batch_size,
@@ -183,7 +183,10 @@ def watch_trl(trainer: Any, record: Record) -> None:
 
 
 def tensors_of(record: Record, trainer: Any, width: int) -> dict[str, torch.Tensor]:
-    """What is compared, as tensors of one shape on both sides: `(B, width)`, 0 where the trainer has masked it out."""
+    """Return the quantities to compare, as tensors of the same shape on both sides.
+
+    Values per token are `(B, width)`, 0 where the trainer masked them out.
+    """
 
     def widen(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.pad(torch.where(mask, values.float(), 0), (0, width - values.shape[1]))
@@ -207,7 +210,7 @@ def tensors_of(record: Record, trainer: Any, width: int) -> dict[str, torch.Tens
 
 
 def run_case(side: str, folder: Path, case: dict[str, Any], prompts: list[list[int]]) -> Record:
-    """One update. Seeds are set for TRL's sake, whose order of minibatches is not seeded (T6)."""
+    """Run one update. The global seed is set because TRL does not seed its order of minibatches (T6)."""
     set_seed(case["settings"]["seed"])
     trainer, record = make_trainer(side, folder, case, prompts), {"optimizer steps": 0}
     watch = watch_sandan if side == "sandan" else watch_trl
@@ -218,7 +221,7 @@ def run_case(side: str, folder: Path, case: dict[str, Any], prompts: list[list[i
 
 
 def versions() -> dict[str, str]:
-    """Of what took part, as imported here."""
+    """Return the versions of the packages, as imported here."""
     from importlib.metadata import version
 
     names = ("torch", "transformers", "accelerate", "datasets", "trl", "numpy")

@@ -1,14 +1,15 @@
-"""Episodes per second and peak memory of PPO: sandan's trainer and TRL 1.12.0's, each in a process of its own.
+"""Episodes per second and peak memory of PPO: sandan's trainer and TRL 1.12.0's, each in a separate process.
 
     python benchmarks/ppo_update.py --sides sandan trl                                # one GPU, 0.5B
     python benchmarks/ppo_update.py --sides sandan one_backbone --micro_batch 16 --output ppo_update.json
     python benchmarks/ppo_update.py --shape 0.9m --sides sandan trl --rounds 3        # CPU
 
 "0.5b": four models of random weights in Qwen2.5-0.5B's shape, bfloat16 weights, prompts of 128 tokens, answers of 256.
-"0.9m": a model for the CPU, float32, prompts of 16 tokens, answers of 20. Both: 64 episodes an update, 4 PPO epochs. The
-sides take turns, `--rounds` times; the first updates (compilation, recording) are left out. "one_backbone" is sandan with
-LoRA adapters for policy and critic on one frozen backbone. On the GPU TRL's micro-batch is 8 rows; on the CPU every
-side takes all 64 at once. TRL is looked for in the environment that ppo_parity.py makes. Prints JSON.
+"0.9m": a model for the CPU, float32, prompts of 16 tokens, answers of 20. Both have 64 episodes per update and 4 PPO
+epochs. The sides take turns, `--rounds` times; the first updates (compilation, recording of CUDA graphs) are left out.
+"one_backbone" is sandan with LoRA adapters for policy and critic on one frozen backbone. On the GPU TRL's micro-batch
+is 8 rows; on the CPU every side processes all 64 rows at once. TRL runs in the environment that ppo_parity.py makes.
+Prints JSON.
 """
 
 import argparse
@@ -47,7 +48,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def make_tokenizer(vocabulary: int) -> "PreTrainedTokenizerFast":
-    """One word per id."""
+    """Make a tokenizer with one word per id."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -57,7 +58,7 @@ def make_tokenizer(vocabulary: int) -> "PreTrainedTokenizerFast":
 
 
 def make_models(side: str, shape: dict[str, Any]) -> dict[str, Any]:
-    """What the trainer is given, random weights."""
+    """Return the models for the trainer, with random weights."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
@@ -75,7 +76,7 @@ def make_models(side: str, shape: dict[str, Any]) -> dict[str, Any]:
         lora = LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear")
 
         def length(prompts, completions):
-            return [float(len(one)) for one in completions]
+            return [float(len(text)) for text in completions]
 
         return {"model": make(Qwen2ForCausalLM), "peft_config": lora, "reward_model": length}
     kinds = {"model": Qwen2ForCausalLM, "ref_model": Qwen2ForCausalLM}
@@ -84,7 +85,7 @@ def make_models(side: str, shape: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_settings(side: str, shape: dict[str, Any], micro_batch: int, updates: int, compiled: bool) -> dict[str, Any]:
-    """The same for every side, but for what only one of them has."""
+    """Return the trainer's settings, the same for every side except for those that only one side has."""
     settings = {
         "per_device_train_batch_size": micro_batch,
         "gradient_accumulation_steps": EPISODES // micro_batch,
@@ -110,7 +111,7 @@ def make_settings(side: str, shape: dict[str, Any], micro_batch: int, updates: i
 
 
 def run_here(args: argparse.Namespace) -> dict[str, Any]:
-    """One training run in this process; the seconds of each update that counts."""
+    """Run one training in this process; return the seconds of each measured update."""
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -121,7 +122,7 @@ def run_here(args: argparse.Namespace) -> dict[str, Any]:
         from sandan import PPOConfig, PPOTrainer
 
     class Clock(TrainerCallback):
-        """Notes the time at each log, one an update, when all that was queued on the GPU is done."""
+        """Callback that records the time at each log (one per update), after all queued GPU work is done."""
 
         def __init__(self):
             self.times, self.phases = [], []
@@ -155,7 +156,7 @@ def run_here(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The same in a process of its own, with the packages of that side."""
+    """Run one training in a separate process, with the packages of that side."""
     source = str(ROOT / "src") if side != "trl" else str(args.trl_path or "")
     path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH", ""))))
     micro_batch = EPISODES if args.shape == "0.9m" else args.micro_batch if side != "trl" else 8
@@ -203,10 +204,10 @@ def main() -> None:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "runs": runs,
         "episodes_per_second": {
-            side: round(EPISODES / statistics.median(second for one in found for second in one["seconds"]), 2)
+            side: round(EPISODES / statistics.median(second for run in found for second in run["seconds"]), 2)
             for side, found in runs.items()
         },
-        "peak_gib": {side: max(one["peak_gib"] or 0 for one in found) for side, found in runs.items()},
+        "peak_gib": {side: max(run["peak_gib"] or 0 for run in found) for side, found in runs.items()},
     }
     if "trl" in runs:
         for name in ("episodes_per_second", "peak_gib"):

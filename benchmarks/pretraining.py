@@ -1,12 +1,13 @@
-"""Pretraining speed: `scripts/pretrain.py` beside stock `transformers.Trainer` and nanoGPT, each in its own process.
+"""Pretraining speed: `scripts/pretrain.py` against stock `transformers.Trainer` and nanoGPT, each in its own process.
 
     python benchmarks/pretraining.py --nanogpt_dir nanoGPT                       # one GPU; git clone karpathy/nanoGPT
     python benchmarks/pretraining.py --shape 0.5b --sides sandan trainer
     python benchmarks/pretraining.py --shape tiny --sides sandan trainer         # CPU, to see that it runs
 
-Random text and weights. "124m" is GPT-2, T = 1024; "0.5b" is Qwen2.5-0.5B's shape, T = 2048. bfloat16 autocast, AdamW,
-clipping and the log every 5 steps are part of the time; "sandan" also tokenizes, packs and loads as any run does. The
-first logs (compilation) are left out. Prints JSON: tokens/s, MFU = (6N + 12 L d T) tokens/s / 989 TFLOP/s, peak memory.
+Text and weights are random. "124m" is GPT-2, T = 1024; "0.5b" is Qwen2.5-0.5B's shape, T = 2048. bfloat16 autocast,
+AdamW, clipping and the log every 5 steps are part of the time; "sandan" also tokenizes, packs and loads as any run
+does. The first logs (compilation) are left out. Prints JSON: tokens/s, MFU = (6N + 12 L d T) tokens/s / 989 TFLOP/s,
+peak memory.
 """
 
 import argparse
@@ -39,7 +40,7 @@ LOGGING_STEPS = 5
 
 
 def settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Training arguments of both trainers."""
+    """Return the training arguments of both trainers."""
     return {
         "output_dir": str(folder / "out"),
         "max_steps": args.steps,
@@ -59,7 +60,7 @@ def settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def run_sandan(args: argparse.Namespace, folder: Path) -> list[float]:
-    """Text file and recipe, then the script itself; tokens/s of each log."""
+    """Write a text file and a recipe and run the script; return the tokens/s of each log."""
     import runpy
 
     import yaml
@@ -96,7 +97,7 @@ def run_sandan(args: argparse.Namespace, folder: Path) -> list[float]:
 
 
 def run_trainer(args: argparse.Namespace, folder: Path) -> list[float]:
-    """`transformers.Trainer` as its users write it, random tokens."""
+    """Train with `transformers.Trainer` as its users write it, on random tokens; return the tokens/s of each log."""
     import torch
     from datasets import Dataset
     from transformers import (
@@ -131,7 +132,10 @@ def run_trainer(args: argparse.Namespace, folder: Path) -> list[float]:
 
 
 def run_nanogpt(args: argparse.Namespace, folder: Path) -> list[float]:
-    """nanoGPT's model and the loop of its train.py: compiled, bfloat16 autocast, fused AdamW, clipping."""
+    """Train nanoGPT's model with the loop of its train.py; return the tokens/s of each log.
+
+    The model is compiled (unless switched off) and trained with bfloat16 autocast, fused AdamW and clipping.
+    """
     import torch
 
     sys.path.insert(0, str(args.nanogpt_dir))
@@ -166,7 +170,7 @@ RUNNERS = {"sandan": run_sandan, "trainer": run_trainer, "nanogpt": run_nanogpt}
 
 
 def run_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The same in a process of its own."""
+    """Run a side in a separate process."""
     command = [sys.executable, __file__, *sys.argv[1:], "--here", side]
     path = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH", ""))))
     done = subprocess.run(
@@ -194,7 +198,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             speeds = RUNNERS[args.here](args, Path(folder))[2:]
         peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-        print(json.dumps({"tokens_per_second": [round(one) for one in speeds], "peak_gib": peak and round(peak, 1)}))
+        print(
+            json.dumps({"tokens_per_second": [round(speed) for speed in speeds], "peak_gib": peak and round(peak, 1)})
+        )
         return
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM

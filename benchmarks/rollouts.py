@@ -1,11 +1,11 @@
-"""New tokens per second of `sandan.models.cuda_graph_sampling.Decoder` and of `generate`, a model of random weights, one GPU.
+"""New tokens per second of `sandan.models.cuda_graph_sampling.Decoder` and of `generate`, on one GPU.
 
     python benchmarks/rollouts.py --rows 64 256
     python benchmarks/rollouts.py --rows 64 --engines generate graph --output rollouts.json
 
-The shape is Qwen2.5-0.5B's in bfloat16, prompts of 128 tokens, answers of 256, temperature 1, no filters. Engines:
-"generate" (dynamic cache), "static" (`generate` with a static cache, compiled), "graph" (sandan), "compiled" (sandan with
-`torch_compile`). Each engine runs once to warm up, then all take turns. Prints JSON.
+The model has Qwen2.5-0.5B's shape and random weights in bfloat16. Prompts have 128 tokens, answers 256; temperature 1,
+no filters. Engines: "generate" (dynamic cache), "static" (`generate` with a static cache, compiled), "graph" (sandan),
+"compiled" (sandan with `torch_compile`). Each engine runs once to warm up, then all take turns. Prints JSON.
 """
 
 import argparse
@@ -33,16 +33,16 @@ SHAPE = {
     "tie_word_embeddings": True,
     "max_window_layers": 24,
 }
-# The same as fields of a Llama. Beside a qwen2 model transformers reads every tokenizer as Qwen2's own, and a tokenizer
-# of one word a token then gives no tokens at all.
+# The same shape as a Llama configuration. With a qwen2 model, transformers loads every tokenizer as Qwen2's own class,
+# and a tokenizer with one token per word then gives no tokens at all.
 AS_LLAMA = {name: value for name, value in SHAPE.items() if name != "max_window_layers"}
 AS_LLAMA |= {"model_type": "llama", "attention_bias": True, "max_position_embeddings": 4096}
-# One id that no random model is likely to draw ends no answer.
+# A stop token that a model of random weights is unlikely to draw, so that no answer stops early.
 NO_STOP = 151_935
 
 
 def make_model() -> "PreTrainedModel":
-    """Random weights of Qwen2.5-0.5B's shape, bfloat16, on the GPU."""
+    """Return a model of random weights in Qwen2.5-0.5B's shape, in bfloat16 on the GPU."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -52,7 +52,7 @@ def make_model() -> "PreTrainedModel":
 
 
 def engine(name: str, model: "PreTrainedModel", rows: int, new_tokens: int) -> "Callable[[torch.Tensor], Any]":
-    """A function that answers prompts `(rows, P)`."""
+    """Return a function that samples answers to prompts `(rows, P)`."""
     import torch
     from transformers import GenerationConfig
 
@@ -75,7 +75,7 @@ def engine(name: str, model: "PreTrainedModel", rows: int, new_tokens: int) -> "
 
 
 def measure(rows: int, engines: list[str], prompt_tokens: int, new_tokens: int, rounds: int) -> dict[str, Any]:
-    """Seconds of each engine, in turns; the first call of each apart."""
+    """Measure the seconds of each engine, in turns; the first call of each is reported separately."""
     import torch
 
     model = make_model()
@@ -98,10 +98,10 @@ def measure(rows: int, engines: list[str], prompt_tokens: int, new_tokens: int, 
     for _ in range(rounds):
         for name in engines:
             found[name]["seconds"].append(round(timed(name), 4))
-    for one in found.values():
-        seconds = statistics.median(one["seconds"])
-        one["tokens_per_second"] = round(rows * new_tokens / seconds)
-        one["milliseconds_per_token"] = round(1000 * seconds / new_tokens, 3)
+    for figures in found.values():
+        seconds = statistics.median(figures["seconds"])
+        figures["tokens_per_second"] = round(rows * new_tokens / seconds)
+        figures["milliseconds_per_token"] = round(1000 * seconds / new_tokens, 3)
     return found
 
 

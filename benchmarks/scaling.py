@@ -1,16 +1,17 @@
-"""Weak scaling: the stages on 1, 2, 4, 8 GPUs of one host, each with the same work for every GPU.
+"""Weak scaling: the stages on 1, 2, 4 and 8 GPUs of one host, with the same work for every GPU.
 
     python benchmarks/scaling.py --gpus 1 2 --output scaling.json
     python benchmarks/scaling.py --gpus 1 8 --modes pretrain_fsdp2 ppo_fsdp2 --torch_compile
     python benchmarks/scaling.py --gpus 1 2 --shape tiny --device cpu --modes pretrain_ddp ppo_ddp
 
-Every run is what a user starts: `accelerate launch` with a file of recipes/accelerate_configs (`single_gpu` on one GPU,
-else `ddp` or `fsdp2`), a script of scripts/ and a recipe; models of random weights, text of random words. Paces are those
-of the trainers' logs, the first steps left out. (`include_num_input_tokens_seen` makes Trainer log its clock.) MFU is
-(6 N + 12 L d T) x tokens/s over the card's dense bf16 peak, attention counted in full. The efficiency is the pace of n GPUs over n times that of one. Prints JSON; with `--output` the
-file is written anew after every run.
+Every run is started as users do: `accelerate launch` with a file of recipes/accelerate_configs (`single_gpu` on one
+GPU, otherwise `ddp` or `fsdp2`), a script of scripts/ and a recipe. Models have random weights, texts random words.
+The pace is that of the trainers' logs, without the first steps. (`include_num_input_tokens_seen` makes Trainer log its
+clock.) MFU is (6 N + 12 L d T) x tokens/s over the card's dense bf16 peak, attention counted in full. The efficiency
+is the pace of n GPUs over n times the pace of one. Prints JSON; with `--output` the file is rewritten after every run.
 
-"tiny" on "cpu" tells that all of this runs, with gloo; its paces mean nothing, and accelerate leaves FSDP off there.
+"tiny" on "cpu" only shows that everything runs (with gloo): its pace means nothing, and accelerate does not use FSDP
+there.
 """
 
 import argparse
@@ -44,19 +45,19 @@ from ppo_parity import ROOT
 # FLOP/s of dense bf16 products, from the vendor's data sheets.
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 LOG_STEPS = 5
-MOST_TOKENS = 8_000_000  # of data; longer runs see them again
-EPISODES = 64  # of one GPU and update
+MOST_TOKENS = 8_000_000  # of data; longer runs repeat them
+EPISODES = 64  # per GPU and update
 
 
 @dataclass(frozen=True)
 class Mode:
-    """A stage at a size.
+    """A stage with a model and data of a certain size.
 
     Args:
         launch: the file of recipes/accelerate_configs for several GPUs.
-        rows: of one GPU and step (of PPO: of one micro-batch).
-        tokens: length of a block or a row; of PPO: of prompt and answer.
-        steps: how many are made, and how many of them are left out (of PPO: updates).
+        rows: rows per GPU and step (for PPO: per micro-batch).
+        tokens: length of a block or a row (for PPO: of prompt and answer).
+        steps: how many steps are run, and how many of them are not measured (for PPO: updates).
     """
 
     stage: str
@@ -81,13 +82,13 @@ UNITS = {"pretrain": "tokens", "sft": "rows", "reward": "pairs", "ppo": "episode
 
 
 def tiny(mode: Mode) -> Mode:
-    """The same on a toy's scale."""
+    """Return the mode with a tiny model and few steps."""
     steps = (3, 1) if mode.stage == "ppo" else (15, 5)
     return Mode(mode.stage, mode.launch, "tiny", 2, 24, steps, mode.settings)
 
 
 class Workshop:
-    """A folder with models, data and recipes; makes each when it is asked for."""
+    """A folder with models, data and recipes, which are made on demand."""
 
     def __init__(self, folder: Path, device: str, compiled: bool = False):
         self.folder, self.device, self.compiled = folder, device, compiled
@@ -98,7 +99,7 @@ class Workshop:
         return str(folder) if folder.is_dir() else make_model(folder, shape, kind)
 
     def data(self, mode: Mode, rows: int) -> str:
-        """`rows` rows for a stage, of `mode.tokens` tokens each."""
+        """Return the file with `rows` rows for a stage, of `mode.tokens` tokens each."""
         path = self.folder / f"{mode.stage}-{rows}-{mode.tokens}.jsonl"
         if path.is_file():
             return str(path)
@@ -119,7 +120,7 @@ class Workshop:
         return write_rows(path, [row() for _ in range(rows)])
 
     def recipe(self, name: str, mode: Mode, processes: int) -> tuple[Path, Path]:
-        """The recipe of a run, and the folder that it writes."""
+        """Write the recipe of a run; return its file and the output folder."""
         output = self.folder / "outputs" / f"{name}-{processes}"
         settings = {
             "output_dir": str(output),
@@ -173,7 +174,7 @@ class Workshop:
 
 
 def run(workshop: Workshop, name: str, mode: Mode, processes: int, seconds: float) -> dict[str, Any]:
-    """Run a stage; its figures, or what went wrong."""
+    """Run a stage; return its figures, or its error."""
     recipe, output = workshop.recipe(name, mode, processes)
     script = str(ROOT / "scripts" / f"{mode.stage}.py")
     log = workshop.folder / f"{name}-{processes}.log"
@@ -195,7 +196,7 @@ def run(workshop: Workshop, name: str, mode: Mode, processes: int, seconds: floa
 
 
 def step_figures(mode: Mode, logs: list[dict[str, Any]], processes: int) -> dict[str, Any]:
-    """Pace between the first log after the steps that are left out and the last."""
+    """Return the pace between the first measured log and the last one."""
     counted = [entry for entry in logs if "loss" in entry and entry["step"] >= mode.steps[1]]
     steps = counted[-1]["step"] - counted[0]["step"]
     seconds = (counted[-1]["train_runtime"] - counted[0]["train_runtime"]) / steps
@@ -204,11 +205,13 @@ def step_figures(mode: Mode, logs: list[dict[str, Any]], processes: int) -> dict
 
 
 def ppo_figures(mode: Mode, logs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means of the updates that count, one a log, and the shares of their time."""
+    """Return means of the measured updates (one per log), and the shares of their phases in the time."""
     updates = [entry for entry in logs if "time/update_seconds" in entry][mode.steps[1] :]
     tokens = sum(entry["val/response_tokens"] for entry in updates)
     episodes = [
-        one["episode"] - other["episode"] for one, other in zip(logs[1:], logs, strict=False) if "episode" in one
+        after["episode"] - before["episode"]
+        for after, before in zip(logs[1:], logs, strict=False)
+        if "episode" in after
     ]
     seconds = sum(entry["val/response_tokens"] * episodes[0] / entry["time/tokens_per_second"] for entry in updates)
     names = [name for name in updates[0] if name.startswith("time/") and name.endswith("_seconds")]
@@ -225,7 +228,7 @@ def ppo_figures(mode: Mode, logs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def efficiency_of_cards(mode: Mode, figures: dict[str, Any], parameters: int, processes: int) -> dict[str, Any]:
-    """Tokens and MFU of one GPU; the embedding is tied, so that each parameter is one of a matrix product."""
+    """Return tokens/s and MFU per GPU; the embedding is tied, so every parameter is part of a matrix product."""
     import torch
 
     shape, pace = SHAPES[mode.shape], figures["tokens_per_second"] / processes
@@ -237,18 +240,18 @@ def efficiency_of_cards(mode: Mode, figures: dict[str, Any], parameters: int, pr
 
 
 def add_efficiency(results: dict[str, dict[str, Any]], modes: dict[str, Mode]) -> None:
-    """Weak-scaling efficiency, where one GPU ran as well."""
+    """Add the weak-scaling efficiency to `results`, if there is a run on one GPU."""
     for name, runs in results.items():
         pace = f"{UNITS[modes[name].stage]}_per_second"
-        one = runs.get("1", {}).get(pace)
+        single = runs.get("1", {}).get(pace)
         for processes, figures in runs.items():
-            if one and pace in figures:
-                figures["efficiency"] = figures[pace] / (int(processes) * one)
+            if single and pace in figures:
+                figures["efficiency"] = figures[pace] / (int(processes) * single)
 
 
 def rounded(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: rounded(one) for key, one in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
@@ -278,7 +281,7 @@ def main() -> None:
                 runs[name][str(processes)] = {"error": "not begun: --total_seconds"}
                 continue
             mode = modes[name]
-            # Without other GPUs all ways to launch a stage are one.
+            # On one GPU all ways to launch a stage are the same run.
             key = (mode.stage, mode.shape, processes, processes > 1 and mode.launch)
             if key not in known:
                 known[key] = run(workshop, name, mode, processes, args.limit_seconds)

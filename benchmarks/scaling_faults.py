@@ -1,16 +1,16 @@
-"""Are N GPUs one GPU, only faster? Equal runs, and runs that are killed in the middle and go on.
+"""Tests of runs on N GPUs: they equal a run on one GPU, and they resume correctly after being killed.
 
     python benchmarks/scaling_faults.py --gpus 2 --output faults.json
     python benchmarks/scaling_faults.py --gpus 2 --device cpu --cases equal_pretrain_ddp faults_pretrain_ddp
 
-equal_pretrain_*: scripts/pretrain.py on N GPUs and on one, the same global batch, float32, no dropout: the loss of every
-step. equal_ppo_*: two updates of PPOTrainer on N GPUs and on one, the same prompts and answers, float32: every logged
-number. (The answers are given: each rank samples from a seed of its own, so that sampled ones differ with the number of
-ranks, and their means by their standard errors.)
+equal_pretrain_* runs scripts/pretrain.py on N GPUs and on one, with the same global batch, in float32 without dropout,
+and compares the loss of every step. equal_ppo_* runs two updates of PPOTrainer on N GPUs and on one, with the same
+prompts and answers, in float32, and compares every logged number. (The answers are given, because each rank samples
+with its own seed: sampled answers depend on the number of ranks, and their means differ by their standard errors.)
 
-faults_*: scripts/pretrain.py or ppo.py on N GPUs, bf16, dropout on; one rank gets SIGKILL, then in another run the
-launcher gets SIGTERM, as from Slurm, both after the first checkpoint. All processes must end in time, and the same
-command must go on and log what the uninterrupted run logged. On the CPU that is bit for bit.
+faults_* runs scripts/pretrain.py or ppo.py on N GPUs, in bf16 with dropout. In one run a rank gets SIGKILL, in another
+the launcher gets SIGTERM, as from Slurm, both after the first checkpoint. All processes must end in time, and the same
+command must resume the run and log the same as an uninterrupted run; on the CPU this is compared bit for bit.
 
 A process that does not end is a failure. Models and data are those of tests/faults.py. Prints JSON; exit code 1 if a
 case fails.
@@ -46,7 +46,8 @@ def cases(*launches: str) -> list[str]:
 
 STAGES = {"pretrain": "clm", "ppo": "ppo"}
 GLOBAL_ROWS, EPISODES, MICRO_BATCH = 8, 16, 2
-# Of float32 sums in another order, relative to the number; of losses in bf16 whose kernels add in any order, absolute.
+# Largest differences: relative, of float32 sums in another order; absolute, of bf16 losses whose kernels add in any
+# order.
 EQUAL, RESUMED_CUDA = 2e-3, 2e-2
 SMALL = 1e-4
 
@@ -57,7 +58,7 @@ class Bench:
         self.cpu = args.device == "cpu"
 
     def arguments(self, stage: str, output: Path, **changes: Any) -> list[str]:
-        """Script and options of a stage of tests/faults.py; None removes an option."""
+        """Return script and options of a stage of tests/faults.py; the value None removes an option."""
         script, words = faults.command(STAGES[stage], self.folder, output)
         options = dict(zip(words[::2], words[1::2], strict=True))
         options |= {"--use_cpu": self.cpu, **{f"--{name}": value for name, value in changes.items()}}
@@ -75,7 +76,7 @@ class Bench:
 
         Raises:
             RuntimeError: if it failed.
-            TimeoutError: if it hung.
+            TimeoutError: if it did not end in time.
         """
         log = output.with_suffix(".log")
         code = wait(start(command, log), self.args.limit_seconds)
@@ -90,16 +91,16 @@ class Bench:
         for processes in (1, self.args.gpus):
             output = self.folder / f"equal-pretrain-{launch}-{processes}"
             changes = {"model_config": model, "logging_steps": 1, "save_strategy": "no", "eval_strategy": "no"}
-            # Else the last batch of a pass is a short one on one GPU, and filled up with first rows on several.
+            # Otherwise the last batch of an epoch is short on one GPU, but filled up with the first rows on several.
             changes |= {"dataloader_drop_last": True, "per_device_eval_batch_size": 4}
             changes |= {"per_device_train_batch_size": GLOBAL_ROWS // processes, "bf16": False}
             self.run(self.launch(launch, processes, "no", self.arguments("pretrain", output, **changes)), output)
             curves[processes] = [entry["loss"] for entry in history(output) if "loss" in entry]
-        one, many = curves.values()
-        assert len(one) == len(many) > 0, f"{len(one)} and {len(many)} steps"
-        largest = max(abs(first - second) for first, second in zip(one, many, strict=True))
-        # A loss that does not fall would be equal whatever becomes of the gradients.
-        fell = one[0] - one[-1]
+        single, many = curves.values()
+        assert len(single) == len(many) > 0, f"{len(single)} and {len(many)} steps"
+        largest = max(abs(first - second) for first, second in zip(single, many, strict=True))
+        # The loss must fall: a constant loss would be equal even with wrong gradients.
+        fell = single[0] - single[-1]
         return {"ok": largest <= EQUAL and fell > 0.3, "largest_loss_difference": largest, "loss_fell_by": fell}
 
     def equal_ppo(self, launch: str) -> dict[str, Any]:
@@ -113,9 +114,9 @@ class Bench:
                 for entry in history(output)
                 if "objective/kl" in entry
             ]
-        one, many = found.values()
-        assert len(one) == len(many) == 2, f"{len(one)} and {len(many)} updates"
-        first, second = (differences(before, after) for before, after in zip(one, many, strict=True))
+        single, many = found.values()
+        assert len(single) == len(many) == 2, f"{len(single)} and {len(many)} updates"
+        first, second = (differences(before, after) for before, after in zip(single, many, strict=True))
         worst = max(first, key=first.get)
         return {
             "ok": max(*first.values(), *second.values()) <= EQUAL,
@@ -150,15 +151,18 @@ class Bench:
             self.run(command(output), output)
             found[kind] = {"ended_in_seconds": seconds, "where": left, **compared(expected, faults.outcome(output))}
         tolerance = 0.0 if self.cpu else RESUMED_CUDA
-        ok = all(one["largest_log_difference"] <= tolerance for one in found.values())
+        ok = all(run["largest_log_difference"] <= tolerance for run in found.values())
         return {"ok": ok, **found}
 
     def end(self, process: Popen, kind: str, output: Path) -> float:
-        """Kill the last rank, or ask the launcher to stop, after the first checkpoint; seconds until all have ended.
+        """Kill the last rank, or ask the launcher to stop, after the first checkpoint.
+
+        Returns:
+            Seconds until all processes had ended.
 
         Raises:
-            RuntimeError: if the run ended before.
-            TimeoutError: if a checkpoint never came, or the processes stay.
+            RuntimeError: if the run ended before that.
+            TimeoutError: if there was no checkpoint, or processes did not end.
         """
         deadline = time.monotonic() + self.args.limit_seconds
         while not list(output.glob("checkpoint-*")):
@@ -185,26 +189,26 @@ class Bench:
 
 
 def differences(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
-    """Of each number, relative to it; of small ones to `SMALL`."""
+    """Return the difference of each number relative to its size, or to `SMALL` if it is smaller."""
     assert one.keys() == other.keys()
     return {name: abs(one[name] - other[name]) / max(abs(one[name]), SMALL) for name in one}
 
 
 def compared(expected: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """How far two outcomes of `faults.outcome` are apart."""
+    """Return the largest difference of two outcomes of `faults.outcome`, and whether they are equal bit for bit."""
     largest = 0.0 if len(expected["history"]) == len(found["history"]) else math.inf
-    for one, other in zip(expected["history"], found["history"], strict=False):
-        if one.keys() != other.keys():
+    for wanted, entry in zip(expected["history"], found["history"], strict=False):
+        if wanted.keys() != entry.keys():
             largest = math.inf
-        for name in one.keys() & other.keys():
-            # What grows with the size of the weights (a gradient norm, a sum over an answer) counts relative to it.
-            largest = max(largest, abs(one[name] - other[name]) / max(abs(one[name]), 1.0))
+        for name in wanted.keys() & entry.keys():
+            # Numbers above 1 (a gradient norm, a sum over an answer) are compared relative to their size.
+            largest = max(largest, abs(wanted[name] - entry[name]) / max(abs(wanted[name]), 1.0))
     different = faults.difference(expected, found)
     return {"largest_log_difference": largest, "bit_for_bit": different is None}
 
 
 def ppo_here(output: Path, work: Path, device: str) -> None:
-    """Two updates on answers that follow from the prompts."""
+    """Run two PPO updates, on answers that depend on the prompts only."""
     import torch
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -270,7 +274,7 @@ def main() -> None:
     started, results = time.monotonic(), {}
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
-        # First: it forks, which a process that has used a GPU must not.
+        # Prepare first: this forks, which a process that has used a GPU must not do.
         faults.prepare(folder)
         bench, result = Bench(folder, args), about() | {"device": args.device, "gpus": args.gpus, "cases": results}
         for case in args.cases:
@@ -287,7 +291,7 @@ def main() -> None:
             if args.output:
                 args.output.write_text(text + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
-    sys.exit(not all(one["ok"] for one in results.values()))
+    sys.exit(not all(case["ok"] for case in results.values()))
 
 
 if __name__ == "__main__":

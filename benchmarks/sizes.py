@@ -1,12 +1,12 @@
-"""What pretraining costs on one GPU: tokens/s, MFU and memory of models from 1M to 1B parameters.
+"""Cost of pretraining on one GPU: tokens/s, MFU and memory of models from 1M to 1B parameters.
 
     python benchmarks/sizes.py --output sizes.json
     python benchmarks/sizes.py --shapes 124m 1b --torch_compile
     python benchmarks/sizes.py --shapes tiny --device cpu
 
-Llama's architecture, random weights and text, scripts/pretrain.py as in scaling.py, 20 to 30 seconds each. `hours` are
-those of 20 tokens per parameter (Hoffmann et al. 2022, arXiv 2203.15556) and of a grid of tokens, at that pace. Prints
-JSON and a table.
+Each model has Llama's architecture and random weights, and is trained on random text by scripts/pretrain.py as in
+scaling.py, for 20 to 30 seconds. `hours` are the GPU hours at that pace for 20 tokens per parameter (Hoffmann et al.
+2022, arXiv 2203.15556) and for a grid of numbers of tokens. Prints JSON and a table.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from launching import about
 from scaling import Mode, Workshop, rounded, run, tiny
 
 
-# Rows and tokens that keep the GPU busy and leave room on 80 GB.
+# Rows and tokens that keep the GPU busy and fit into 80 GB.
 MODES = {
     "1m": Mode("pretrain", "ddp", "1m", 256, 512, (200, 50)),
     "10m": Mode("pretrain", "ddp", "10m", 64, 1024, (120, 30)),
@@ -36,23 +36,25 @@ GRID = (1e8, 1e9, 1e10, 1e11)
 
 def hours(figures: dict[str, Any]) -> dict[str, float]:
     pace = figures["tokens_per_second"]
-    amounts = {"20 per parameter": TOKENS_PER_PARAMETER * figures["parameters"]} | {f"{one:.0e}": one for one in GRID}
+    amounts = {"20 per parameter": TOKENS_PER_PARAMETER * figures["parameters"]} | {
+        f"{tokens:.0e}": tokens for tokens in GRID
+    }
     return {name: tokens / pace / 3600 for name, tokens in amounts.items()}
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """The results in Markdown."""
-    columns = ["20 per parameter", *(f"{one:.0e}" for one in GRID)]
+    """Return the results as a Markdown table."""
+    columns = ["20 per parameter", *(f"{tokens:.0e}" for tokens in GRID)]
     lines = [
         "| parameters | tokens/s | MFU | peak GiB | "
-        + " | ".join(f"GPU hours, {one} tokens" for one in columns)
+        + " | ".join(f"GPU hours, {column} tokens" for column in columns)
         + " |"
     ]
     lines.append("|" + "--:|" * (4 + len(columns)))
-    for one in results.values():
-        if "error" not in one:
-            cells = [f"{one['parameters']:,}", f"{one['tokens_per_second']:,.0f}", one["mfu"] and f"{one['mfu']:.1%}"]
-            cells += [one["peak_gpu_memory_gib"], *(f"{one['hours'][name]:,.3g}" for name in columns)]
+    for row in results.values():
+        if "error" not in row:
+            cells = [f"{row['parameters']:,}", f"{row['tokens_per_second']:,.0f}", row["mfu"] and f"{row['mfu']:.1%}"]
+            cells += [row["peak_gpu_memory_gib"], *(f"{row['hours'][name]:,.3g}" for name in columns)]
             lines.append("| " + " | ".join("–" if cell is None else str(cell) for cell in cells) + " |")
     return "\n".join(lines)
 

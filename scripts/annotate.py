@@ -1,12 +1,12 @@
-"""Open the page on which people rank candidate answers, in a browser on this machine.
+"""Serve the page on which people rank candidate answers in a browser on this machine.
 
     python scripts/annotate.py --candidates_file outputs/tiny/candidates/candidates.jsonl \
         --log_file annotations/tiny/judgements.jsonl --annotator yuki
 
-The same for several people, each with a page of their own (`/?annotator=ken`):
+The same from a recipe. Further people open the same address with their own name (`/?annotator=ken`):
     make rank RECIPE=tiny ANNOTATOR=yuki
 
-Ctrl+C ends it. Every judgement is on the disk as soon as the page shows the next item.
+Ctrl+C stops it. Every judgement is saved to disk before the page shows the next item.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from sandan.run.cli import run
 
 @dataclass
 class AnnotateArguments:
-    """What is ranked, by whom, and where the judgements go."""
+    """Settings of the ranking page: candidates, annotators, log and server."""
 
     candidates_file: str = field(metadata={"help": "JSONL with prompt and candidates (2 to 9 texts)."})
     log_file: str = field(metadata={"help": "The append-only log of judgements; made if it is not there."})

@@ -19,7 +19,7 @@ COLUMNS = [("prompt",)]
 
 @dataclass
 class CandidatesArguments:
-    """How answers are sampled."""
+    """Settings of the sampling of candidate answers."""
 
     output_dir: str = field(metadata={"help": "Folder of candidates.jsonl and result.json."})
     model_name_or_path: str = field(metadata={"help": "The SFT model."})

@@ -46,7 +46,7 @@ def main(args, data, stage):
     for name, path in (("base", paths["base"]), ("ppo", paths["ppo"]), ("reward", args.reward_model)):
         if path is not None:
             check_same_tokens(tokenizer, path, f"{name}_model")
-    # Where the data are split here (held_out_share), only the held-out side is unseen.
+    # If the data are split here (held_out_share), only the held-out part is unseen.
     rows = fitting_prompts((held_out or prompts).to_list(), tokenizer, args)
     models = {name: load_causal_lm(path) for name, path in paths.items()}
     reward_model = load_reward_model(args.reward_model) if args.reward_model else None

@@ -1,11 +1,11 @@
-"""Let a model rank candidate answers, through any OpenAI-compatible endpoint; its judgements join the same log.
+"""Let a model rank candidate answers, through any OpenAI-compatible endpoint; its judgements go into the same log.
 
 A server on this machine (vLLM, llama.cpp, Ollama, ...):
     python scripts/judge.py --candidates_file outputs/tiny/candidates/candidates.jsonl \
         --log_file annotations/tiny/judgements.jsonl --base_url http://127.0.0.1:8000/v1 --model my-model
 
-A key for the endpoint is read from SANDAN_JUDGE_API_KEY. Without --base_url the Hub's inference providers are asked,
-with HF_TOKEN. A second run goes on where the first one ended. The prompts and answers are sent to the endpoint.
+The key of the endpoint is read from SANDAN_JUDGE_API_KEY. Without --base_url the Hub's inference providers are used,
+with HF_TOKEN. A second run continues where the first one ended. The prompts and answers are sent to the endpoint.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from sandan.run.cli import run
 
 @dataclass
 class JudgeArguments:
-    """Which model ranks what, and where its judgements go."""
+    """Settings of a model as a judge: candidates, log, endpoint and limits."""
 
     candidates_file: str = field(metadata={"help": "JSONL with prompt and candidates (2 to 9 texts)."})
     log_file: str = field(metadata={"help": "The append-only log of judgements; made if it is not there."})

@@ -49,7 +49,7 @@ def main(config, judge, model_args, data, stage):
     tokenizer = models.load_tokenizer(policy_path, model_args.model_revision, padding_side="left")
     models.check_same_tokens(tokenizer, reward_path, "reward_model_path")
     train, held_out = load_data(data, stage, COLUMNS)
-    # Master weights in float32: at PPO's learning rates bfloat16 weights do not move.
+    # Trained weights are float32: at PPO's learning rates updates of bfloat16 weights are rounded away.
     defaults = {"dtype": model_args.dtype or torch.float32, "quantization_config": get_quantization_config(model_args)}
     policy = models.load_model(AutoModelForCausalLM, policy_path, **models.model_init_kwargs(model_args, defaults))
     models.check_vocabulary(policy.config, tokenizer, policy_path)
@@ -61,7 +61,7 @@ def main(config, judge, model_args, data, stage):
     rewards = [reward]
     if judge.true_score != "none":
         held_out = judged_prompts(judge, held_out)
-        # Watched, not taught: its weight is 0.
+        # The true score is only measured: its weight is 0.
         rewards, config.reward_weights = [reward, true_score_function(judge, tokenizer, stage)], [1.0, 0.0]
     try:
         trainer = PPOTrainer(
@@ -85,13 +85,13 @@ def main(config, judge, model_args, data, stage):
             measured = trainer.evaluate().items()
             metrics |= {key: value for key, value in measured if not key.endswith(training.NOT_METRICS)}
             metrics |= curve_metrics(ppo_curve(trainer.state.log_history))
-        # Last: once merged, the policy has no adapters to switch off for its reference.
+        # Save last: saving merges the adapters, and evaluation needs to switch them off to get the reference policy.
         training.save(trainer, trainer.policy_model, stage)
     stage.finish(metrics, config.device.type)
 
 
 def summary(history: list[dict], seconds: float) -> dict[str, float]:
-    """First and last logged value of what tells whether a run went well, and its pace."""
+    """Return the first and last logged values of the main metrics, and the pace of the run."""
     logs = [entry for entry in history if "objective/scores" in entry]
     names = ("objective/scores", "objective/kl", "val/response_tokens", "val/stopped_share", "val/explained_variance")
     metrics = {

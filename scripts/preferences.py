@@ -1,9 +1,9 @@
-"""Make a preference dataset of the judgements that people, a model or simulated rankers gave, and say how far they agree.
+"""Make a preference dataset from judgements of people, a model or simulated rankers, and measure their agreement.
 
-Of the simulated rankers:
+From simulated rankers:
     python scripts/preferences.py --config recipes/tiny/preferences.yaml
 
-Of people:
+From people:
     python scripts/preferences.py --config recipes/tiny/preferences.yaml \
         --judgement_files annotations/tiny/judgements.jsonl
 """
@@ -16,7 +16,7 @@ from sandan.run.cli import run
 
 @dataclass
 class PreferencesArguments:
-    """Which logs become pairs, and in which form."""
+    """Settings of the preference dataset: judgement logs, form of the pairs, split, card and Hub."""
 
     output_dir: str = field(metadata={"help": "Folder of preferences_*.jsonl, README.md (the card), agreement.json."})
     judgement_files: list[str] = field(metadata={"help": "Judgement logs; more than one are joined."})

@@ -1,4 +1,4 @@
-"""Pretrain a causal (`objective: clm`) or masked (`objective: mlm`) language model, from scratch or from a model.
+"""Pretrain a causal (`objective: clm`) or masked (`objective: mlm`) language model, from scratch or from a saved one.
 
 CPU:
     accelerate launch --config_file recipes/accelerate_configs/cpu.yaml scripts/pretrain.py \
@@ -21,25 +21,12 @@ COLUMNS = [("text",)]
 
 def main(args, config, model_args, data, stage):
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, set_seed
+    from transformers import set_seed
 
     from sandan.data.loading import load_data
-    from sandan.models.loading import (
-        check_reading,
-        check_vocabulary,
-        load_model,
-        load_tokenizer,
-        model_init_kwargs,
-        require_model,
-    )
+    from sandan.models.loading import load_tokenizer, require_model
     from sandan.pretrain.masking import make_collator
-    from sandan.pretrain.model_and_blocks import (
-        bits_per_byte,
-        bytes_per_token,
-        masked_accuracy,
-        new_model,
-        to_blocks,
-    )
+    from sandan.pretrain.model_and_blocks import bits_per_byte, bytes_per_token, masked_accuracy, to_blocks
     from sandan.pretrain.order import OrderedTrainer
     from sandan.pretrain.trainer import BlockTrainer
     from sandan.training.train_and_save import set_stop_token, train_and_save
@@ -48,14 +35,7 @@ def main(args, config, model_args, data, stage):
     tokenizer = load_tokenizer(require_model(args.tokenizer_name_or_path, stage, "tokenizer_name_or_path"))
     train, held_out = load_data(data, stage, COLUMNS)
     set_seed(config.seed)
-    if args.model_config is None:
-        auto_model = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-        path = require_model(model_args.model_name_or_path, stage)
-        model = load_model(auto_model, path, **model_init_kwargs(model_args))
-    else:
-        model = new_model(args, tokenizer)
-    check_vocabulary(model.config, tokenizer, args.tokenizer_name_or_path)
-    check_reading(tokenizer, args.tokenizer_name_or_path, model.config)
+    model = make_model(args, model_args, tokenizer, stage)
     if not masked:
         set_stop_token(model, tokenizer)
 
@@ -82,6 +62,24 @@ def main(args, config, model_args, data, stage):
         metrics["eval_bits_per_byte"] = bits_per_byte(metrics["eval_loss"], ratio)
         metrics["untrained_bits_per_byte"] = bits_per_byte(metrics["eval_loss_before"], ratio)
     stage.finish(metrics, config.device.type)
+
+
+def make_model(args, model_args, tokenizer, stage):
+    """Return a new model, or the one to train further, after a check that it fits the tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    from sandan.models.loading import check_reading, check_vocabulary, load_model, model_init_kwargs, require_model
+    from sandan.pretrain.model_and_blocks import new_model
+
+    if args.model_config is None:
+        auto_model = AutoModelForMaskedLM if args.objective == "mlm" else AutoModelForCausalLM
+        path = require_model(model_args.model_name_or_path, stage)
+        model = load_model(auto_model, path, **model_init_kwargs(model_args))
+    else:
+        model = new_model(args, tokenizer)
+    check_vocabulary(model.config, tokenizer, args.tokenizer_name_or_path)
+    check_reading(tokenizer, args.tokenizer_name_or_path, model.config)
+    return model
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Push a recipe's results to the Hub: tokenizer, models, preference data, each with a card that holds what was measured.
+"""Push a recipe's results to the Hub: tokenizer, models and preference data, each with a card of its measurements.
 
     python scripts/push.py --recipe_dir outputs/tiny --hub_id alice/tiny
 
@@ -13,7 +13,7 @@ from sandan.run.cli import run
 
 @dataclass
 class PushArguments:
-    """Where the results are, and where they go."""
+    """Settings of the push: the results, the repositories and the licence."""
 
     recipe_dir: str = field(metadata={"help": "Where the stage folders lie, e.g. outputs/tiny."})
     hub_id: str = field(metadata={"help": "OWNER/NAME; repositories are OWNER/NAME-base, -sft, -reward and so on."})

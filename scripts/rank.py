@@ -1,6 +1,7 @@
-"""Rank candidate answers by simulated people, whose taste is the world's oracle and whose hand is noisy.
+"""Rank candidate answers by simulated people, who follow the world's oracle with random noise.
 
-Real people rank on a page in the browser (scripts/annotate.py), models through scripts/judge.py; all write the same log.
+Real people rank on a page in the browser (scripts/annotate.py), models with scripts/judge.py; their logs have the same
+format.
 
 CPU (the only place it runs):
     accelerate launch --config_file recipes/accelerate_configs/cpu.yaml scripts/rank.py --config recipes/tiny/rank.yaml
@@ -17,7 +18,7 @@ from sandan.run.cli import run
 
 @dataclass
 class RankArguments:
-    """Who ranks, and how alike two rankers judge."""
+    """Settings of the simulated rankers: how many there are, and how often two of them agree."""
 
     output_dir: str = field(metadata={"help": "Folder of judgements.jsonl and result.json."})
     candidates_file: str = field(metadata={"help": "JSONL with prompt_id, prompt, candidates."})

@@ -1,8 +1,8 @@
-"""Put the results of all stages into one page, one JSON file and one table, and check that every stage was of use.
+"""Put the results of all stages into one page, one JSON file and one table, and check that every stage helped.
 
     python scripts/report.py --config recipes/tiny/report.yaml
 
-Results that lie elsewhere:
+Results in another folder:
     python scripts/report.py --config recipes/tiny/report.yaml --recipe_dir DIR --output_dir DIR/report
 
 Exit code 0 if every check passed, 1 if one did not; the files are written either way.
@@ -15,7 +15,7 @@ from sandan.run.cli import run
 
 @dataclass
 class ReportArguments:
-    """Where the results are, and where the report goes."""
+    """Settings of the report: the folders of the results and of the report."""
 
     output_dir: str = field(metadata={"help": "Folder of report.html, report.json and result.json."})
     recipe_dir: str = field(metadata={"help": "Where the stage folders lie, e.g. outputs/tiny."})

@@ -54,14 +54,14 @@ def main(args, config, model_args, data, stage):
         if "prompt" not in train.column_names:
             raise UserError("pair_weighting: prompt: the training pairs have no column prompt; use pair")
         train = train.add_column("weight", prompt_weights([prompt_id(row) for row in train]))
-    model_args.lora_task_type = "SEQ_CLS"  # TRL's default is that of a language model
+    model_args.lora_task_type = "SEQ_CLS"  # TRL's default is the task type of a language model
     trainer = make_trl_trainer(GroupedRewardTrainer, path, config, model_args, (train, held_out), tokenizer)
     if not model_args.use_peft:
         init_head(trainer.model.score, config.seed)
     dropped = count_dropped(train, trainer.train_dataset, config.max_length, "training pairs")
     metrics = train_and_save(trainer, stage) | {"dropped_rows": dropped}
     model = trainer.accelerator.unwrap_model(trainer.model)
-    # Scored with a cache and padding, each layer would be a case of its own to compile.
+    # Do not compile the scoring below: with a cache and padding, every layer would be compiled anew.
     torch.compiler.set_stance("force_eager")
     if held_out_rows:
         measured, diagnosis = evaluate_pairs(model, tokenizer, held_out_rows, args.oracle)

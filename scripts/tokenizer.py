@@ -19,7 +19,7 @@ COLUMNS = [("text",), ("prompt", "completion"), ("messages",)]
 
 @dataclass
 class TokenizerArguments:
-    """What to train and where to write it."""
+    """Settings of the tokenizer: vocabulary size and output folder."""
 
     output_dir: str = field(metadata={"help": "Folder of the tokenizer and result.json."})
     vocab_size: int = field(

@@ -1,4 +1,4 @@
-"""Base, SFT and PPO models side by side on prompts that none of them saw, judged by what training never used."""
+"""Comparison of base, SFT and PPO models on prompts that none of them saw, by judges that training did not use."""
 
 import logging
 import math
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The prefix of each group's oracle scores; prompts without a group count as new.
+# Group of prompts -> prefix of its oracle scores; prompts without a group count as new combinations.
 GROUP_PREFIXES = {NEW_COMBINATIONS: "oracle", PRETRAINING_ONLY: "oracle_pretraining_only"}
 ORACLE_SCORES = ("helpful", "accurate", "safe", "natural")
 
 
 @dataclass
 class EvaluateArguments:
-    """Which models are compared, and on what."""
+    """Settings of the comparison: the models, the prompts and texts, the judges and the sampling."""
 
     output_dir: str = field(metadata={"help": "Folder of comparison.json, samples.jsonl and result.json."})
     base_model: str = field(metadata={"help": "The pretrained model."})
@@ -50,7 +50,10 @@ class EvaluateArguments:
 def oracle_metrics(
     prompts: Sequence[Prompt], answers: Sequence[str], groups: Sequence[str], judge: Callable[[Any, str], Any]
 ) -> tuple[dict[str, float], list[bool]]:
-    """Mean oracle scores of each group, `score` and `correct` with 95% bootstrap intervals; and who is correct."""
+    """Return mean oracle scores of each group of prompts, and which answers are correct.
+
+    `score` and `correct` come with 95% bootstrap intervals.
+    """
     judged = [judge(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
     metrics: dict[str, float] = {}
     for group, prefix in GROUP_PREFIXES.items():
@@ -73,10 +76,10 @@ def compare(
     reward_model: "PreTrainedModel | None" = None,
     texts: Sequence[str] = (),
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Every model's row of the comparison table, and a table of sample answers.
+    """Return every model's row of the comparison table, and a table of sample answers.
 
     Args:
-        models: name -> model, among them `sft`, the reference of the KL.
+        models: name -> model; the KL is measured to the one named `sft`.
         rows: unseen prompts with `prompt` and optionally `group`.
         texts: held-out documents for bits per byte.
     """
@@ -86,8 +89,8 @@ def compare(
     comparison = []
     for name, model in models.items():
         answers = [
-            one
-            for (one,) in sample_completions(
+            answer
+            for (answer,) in sample_completions(
                 model, tokenizer, prompts, args.max_new_tokens, args.temperature, seed=args.seed, description=name
             )
         ]
@@ -115,7 +118,7 @@ def compare(
 def fitting_prompts(
     rows: Sequence[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", args: EvaluateArguments
 ) -> list[dict[str, Any]]:
-    """The first `max_prompts` rows whose prompt has at most `max_prompt_tokens` tokens.
+    """Return the first `max_prompts` rows whose prompt has at most `max_prompt_tokens` tokens.
 
     Raises:
         UserError: if none is left.
@@ -136,7 +139,7 @@ def fitting_prompts(
 def log_probs(
     model: "PreTrainedModel", rows: Sequence[Sequence[int]], starts: Sequence[int], batch_size: int = 64
 ) -> list[float]:
-    """Sum of log p(token | tokens before) in nats over `row[start:]`, for each row of token ids."""
+    """Return the sum of log p(token | tokens before) in nats over `row[start:]`, for each row of token ids."""
     sums = [0.0] * len(rows)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for batch in batched(order, batch_size):
@@ -159,7 +162,7 @@ def kl(
     prompts: Sequence[Prompt],
     answers: Sequence[Completion],
 ) -> float:
-    """KL(model || reference) in nats an answer, from the model's own samples at temperature 1 (k1 estimator)."""
+    """Estimate KL(model || reference) in nats per answer, from the model's samples at temperature 1 (k1 estimator)."""
     encoded = encode_prompts(tokenizer, prompts)
     rows = [ids + list(answer.token_ids) for ids, answer in zip(encoded, answers, strict=True)]
     starts = list(map(len, encoded))
@@ -170,7 +173,7 @@ def kl(
 def document_bits_per_byte(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], window_tokens: int = 512
 ) -> float:
-    """Bits per UTF-8 byte of whole documents, their end included; long ones are read in windows."""
+    """Return bits per UTF-8 byte of whole documents with their end token; long ones are read in windows."""
     rows = []
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
@@ -183,7 +186,10 @@ def document_bits_per_byte(
 def pseudo_log_probs(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence[int]]
 ) -> list[float]:
-    """Pseudo-log-likelihood of each row in nats: every token hidden in turn (Salazar et al. 2020, arXiv 1910.14659)."""
+    """Return the pseudo-log-likelihood of each row in nats.
+
+    Every token is masked in turn (Salazar et al. 2020, arXiv 1910.14659).
+    """
     special = set(tokenizer.all_special_ids)
     places = [(index, at) for index, row in enumerate(rows) for at, token in enumerate(row) if token not in special]
     sums = [0.0] * len(rows)
@@ -202,7 +208,12 @@ def minimal_pair_accuracy(
     tokenizer: "PreTrainedTokenizerBase",
     score: Callable[[list[list[int]]], list[float]],
 ) -> dict[str, float]:
-    """Skill -> share of pairs whose right text scores higher. `score` maps token rows to log-likelihoods."""
+    """Return, for each skill, the share of pairs whose right text scores higher.
+
+    Args:
+        rows: pairs with `skill`, `good` and `bad`.
+        score: a function from token rows to log-likelihoods.
+    """
     encoded = [tokenizer(row[side], add_special_tokens=False)["input_ids"] for row in rows for side in ("good", "bad")]
     scores = score([[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in encoded])
     right = [good > bad for good, bad in zip(scores[::2], scores[1::2], strict=True)]

@@ -1,7 +1,7 @@
-"""Over-optimisation: does the true score still rise where the proxy reward, which PPO optimises, rises?
+"""Over-optimisation: whether the true score still rises while PPO raises the proxy reward that it optimises.
 
 PPO is judged on held-out prompts by a score that it is not trained on, and compared with the best of n samples of the
-SFT model, chosen by the same reward model. Both are laid over sqrt(KL), as Gao et al. 2023 (arXiv 2210.10760) do.
+SFT model, chosen by the same reward model. Both are plotted over sqrt(KL), as in Gao et al. 2023 (arXiv 2210.10760).
 """
 
 import math
@@ -22,7 +22,7 @@ TRUE_SCORE = "true_score"
 
 @dataclass
 class TrueScoreArguments:
-    """Who judges PPO while it trains, without teaching it anything."""
+    """Settings of the true score, which judges PPO during training but is not part of its reward."""
 
     true_score: Literal["world", "reward_model", "none"] = field(
         default="none",
@@ -39,10 +39,10 @@ class TrueScoreArguments:
 
 
 def judged_prompts(args: TrueScoreArguments, held_out: "Dataset | None") -> "Dataset":
-    """The held-out prompts whose answers are judged.
+    """Return the held-out prompts whose answers are judged.
 
     Raises:
-        UserError: if there are none.
+        UserError: if there is no held-out data.
     """
     if held_out is None:
         raise UserError(f"true_score: {args.true_score}: nothing to judge; name eval_data_files or held_out_share")
@@ -52,7 +52,7 @@ def judged_prompts(args: TrueScoreArguments, held_out: "Dataset | None") -> "Dat
 def true_score_function(
     args: TrueScoreArguments, tokenizer: "PreTrainedTokenizerBase", stage: Stage
 ) -> Callable[..., list[float]]:
-    """A function `(prompts, completions) -> scores` for `PPOTrainer`, to be given the weight 0."""
+    """Return a reward function `(prompts, completions) -> scores` for `PPOTrainer`, to be used with weight 0."""
     if args.true_score == "world":
         from ..world.oracle import judge
 
@@ -76,9 +76,9 @@ def true_score_function(
 
 
 def ppo_curve(history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """One point for each evaluation in a `log_history`: `step`, `kl` (nats an answer), `proxy`, `true`.
+    """Return a point for each evaluation in a `log_history`: `step`, `kl` (nats per answer), `proxy`, `true`.
 
-    Empty if nobody judged.
+    The list is empty if the log has no true score.
     """
     points = []
     for entry in history:
@@ -97,7 +97,7 @@ def ppo_curve(history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 def best_of_n_curve(metrics: dict[str, Any]) -> list[dict[str, float]]:
-    """The reward stage's best-of-n measurement in the form of [`ppo_curve`], with `n` for `step`.
+    """Return the best-of-n measurement of the reward stage in the form of [`ppo_curve`], with `n` for `step`.
 
     The KL of best-of-n is at most log n - (n - 1) / n (Stiennon et al. 2020, appendix G.3; Beirami et al. 2024).
     """
@@ -114,7 +114,7 @@ def best_of_n_curve(metrics: dict[str, Any]) -> list[dict[str, float]]:
 
 
 def curve_metrics(points: Sequence[dict[str, float]]) -> dict[str, float]:
-    """What to remember of a PPO curve: first, best and last true score, and the KL at the best."""
+    """Return the first, best and last true score of a PPO curve, and the KL at the best."""
     if not points:
         return {}
     best = max(points, key=lambda point: point["true"])

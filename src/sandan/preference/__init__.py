@@ -1,1 +1,1 @@
-"""People (or a model) rank candidate answers: the log, the queue, the page, and what follows from the judgements."""
+"""Ranking of candidate answers by people or a model: the log, the queue, the page, agreement and preference pairs."""

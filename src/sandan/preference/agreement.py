@@ -1,7 +1,7 @@
-"""How far annotators agree with one another and with themselves, and whose judgements deserve a look.
+"""Agreement of annotators with one another and with themselves, and remarks on unusual annotators.
 
-Everything is computed from standing judgements (`sandan.preference.judgement_log.standing_judgements`), whoever made them. A
-second showing of an item to the same annotator (`showing` 1) counts for self-consistency only.
+Everything is computed from standing judgements (`sandan.preference.judgement_log.standing_judgements`), by people or
+models. A second showing of an item to the same annotator (`showing` 1) counts for self-consistency only.
 """
 
 import itertools
@@ -21,7 +21,7 @@ FEWEST = 10
 
 
 class Order(NamedTuple):
-    """One annotator put one answer above another; ties make none."""
+    """A strict preference: one annotator ranked one answer above another. A tie makes no `Order`."""
 
     prompt_id: str
     annotator: str
@@ -30,7 +30,7 @@ class Order(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Whether two annotators order the same two answers alike."""
+    """Two annotators' orders of the same two answers; `alike` is true if they agree."""
 
     prompt_id: str
     one: str
@@ -39,30 +39,30 @@ class Comparison(NamedTuple):
 
 
 def orders_of(judgement: dict[str, Any]) -> list[Order]:
-    """All strict pairs of a judgement, in the order of its candidates."""
+    """Return all strict pairs of a judgement, in the order of its candidates."""
     ranked = zip(judgement["candidates"], judgement["ranks"], strict=True)
     return [
-        Order(judgement["prompt_id"], judgement["annotator"], *((a, b) if rank < other else (b, a)))
-        for (a, rank), (b, other) in itertools.combinations(ranked, 2)
-        if rank != other
+        Order(judgement["prompt_id"], judgement["annotator"], *((a, b) if rank_a < rank_b else (b, a)))
+        for (a, rank_a), (b, rank_b) in itertools.combinations(ranked, 2)
+        if rank_a != rank_b
     ]
 
 
-def compare(orders: Iterable[Order]) -> list[Comparison]:
-    """Every two orders of the same two answers by different annotators."""
+def compare_orders(orders: Iterable[Order]) -> list[Comparison]:
+    """Compare every two orders of the same two answers by different annotators."""
     by_pair: dict[tuple[str, frozenset[str]], list[Order]] = defaultdict(list)
     for order in orders:
         by_pair[order.prompt_id, frozenset((order.better, order.worse))].append(order)
     return [
-        Comparison(prompt, one.annotator, other.annotator, one.better == other.better)
+        Comparison(prompt, first.annotator, second.annotator, first.better == second.better)
         for (prompt, _), same in by_pair.items()
-        for one, other in itertools.combinations(same, 2)
-        if one.annotator != other.annotator
+        for first, second in itertools.combinations(same, 2)
+        if first.annotator != second.annotator
     ]
 
 
 def interval(values: Sequence[float], groups: Sequence[str]) -> dict[str, float] | None:
-    """Mean, 95% bootstrap interval (whole groups are drawn) and count; None without values."""
+    """Return mean, 95% bootstrap interval (whole groups are drawn) and count; None if there are no values."""
     if not len(values):
         return None
     mean, low, high = bootstrap_interval(values, groups)
@@ -70,18 +70,25 @@ def interval(values: Sequence[float], groups: Sequence[str]) -> dict[str, float]
 
 
 def pairwise_agreement(comparisons: Sequence[Comparison]) -> dict[str, float] | None:
-    """Share of pairs that two annotators order alike, with its interval over prompts; None if nobody overlaps."""
-    return interval([one.alike for one in comparisons], [one.prompt_id for one in comparisons])
+    """Return the share of pairs that two annotators order alike, with its interval over prompts.
+
+    Returns:
+        As [`interval`]; None if no two annotators judged the same pair.
+    """
+    return interval(
+        [comparison.alike for comparison in comparisons], [comparison.prompt_id for comparison in comparisons]
+    )
 
 
 def krippendorff_alpha(
     judgements: Iterable[dict[str, Any]], resamples: int = 1000, seed: int = 0
 ) -> dict[str, float] | None:
-    """Krippendorff's alpha for ordinal data with a 95% bootstrap interval over prompts.
+    """Return Krippendorff's alpha for ordinal data with a 95% bootstrap interval over prompts.
 
-    A unit is one answer, its values the ranks that annotators gave it. 1 is full agreement, 0 what chance gives. Unlike
-    pairwise agreement it counts ties and how far apart two ranks are. (Krippendorff, Content Analysis, 4th ed., 12.3;
-    per-prompt coincidence matrices are summed, so a bootstrap sample costs one matrix product.)
+    A unit is one answer; its values are the ranks that annotators gave it. 1 is full agreement, 0 is agreement by
+    chance. Unlike pairwise agreement, alpha takes account of ties and of the distance of two ranks. (Krippendorff,
+    Content Analysis, 4th ed., 12.3; coincidence matrices of prompts are summed, so a bootstrap sample costs one matrix
+    product.)
 
     Returns:
         `dict` with `mean` (the alpha), `low`, `high`, `count` (units); None if no answer was ranked twice.
@@ -107,16 +114,16 @@ def krippendorff_alpha(
 
 
 def _coincidences(ranks: Sequence[int], values: int) -> np.ndarray:
-    """How often each two values meet within one unit, `(values, values)`, each annotator counting once."""
+    """Count how often each two values occur together in one unit, `(values, values)`; each annotator counts once."""
     counts = np.bincount(np.asarray(ranks) - 1, minlength=values).astype(float)
     return (np.outer(counts, counts) - np.diag(counts)) / (len(ranks) - 1)
 
 
 def ordinal_alpha(coincidences: np.ndarray) -> np.ndarray:
-    """Alpha of coincidence matrices `(..., values, values)`; 1 where all values are the same."""
+    """Return alpha of coincidence matrices `(..., values, values)`; it is 1 where all values are the same."""
     totals = coincidences.sum(-1)
     cumulated = totals.cumsum(-1)
-    # Values from c to k, the ends counted half: (sum_{g=c..k} n_g - (n_c + n_k) / 2)^2.
+    # The number of values from c to k, both ends counted half, squared: (sum_{g=c..k} n_g - (n_c + n_k) / 2)^2.
     middle = cumulated - totals / 2
     distance = (middle[..., :, None] - middle[..., None, :]) ** 2
     count = totals.sum(-1)
@@ -127,10 +134,10 @@ def ordinal_alpha(coincidences: np.ndarray) -> np.ndarray:
 
 
 def self_consistency(judgements: Iterable[dict[str, Any]]) -> dict[str, float] | None:
-    """Share of the pairs that an annotator orders alike when the item comes back unmarked."""
+    """Return the share of pairs that an annotator orders the same way when an item is shown again, unmarked."""
     showings: dict[tuple[str, str], list[dict[tuple[str, str], bool]]] = defaultdict(list)
     for judgement in judgements:
-        orders = {(one.better, one.worse): True for one in orders_of(judgement)}
+        orders = {(order.better, order.worse): True for order in orders_of(judgement)}
         showings[judgement["annotator"], judgement.get("item_id", judgement["prompt_id"])].append(orders)
     alike, groups = [], []
     for (annotator, item), (first, *later) in showings.items():
@@ -143,32 +150,32 @@ def self_consistency(judgements: Iterable[dict[str, Any]]) -> dict[str, float] |
 
 
 def position_bias(judgements: Sequence[dict[str, Any]]) -> dict[str, float] | None:
-    """Share of strict pairs whose better answer stood further up on the page: 0.5 without a bias."""
+    """Return the share of strict pairs whose better answer was further up on the page; 0.5 means no bias."""
     earlier, groups = [], []
     for number, judgement in enumerate(judgements):
-        for one, other in itertools.combinations(judgement["ranks"], 2):
-            if one != other:
-                earlier.append(one < other)
+        for upper, lower in itertools.combinations(judgement["ranks"], 2):
+            if upper != lower:
+                earlier.append(upper < lower)
                 groups.append(str(number))
     return interval(earlier, groups)
 
 
 def analyse(judgements: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Everything that is said about agreement, JSON types only.
+    """Compute all agreement figures, as JSON types only.
 
     Returns:
         `dict`: `pairwise_agreement`, `krippendorff_alpha`, `self_consistency`, `position_bias` (each with interval and
-        count, or None) and `annotators`, a row for each with `remarks` where something is odd.
+        count, or None) and `annotators`, one row for each; its `remarks` name what is unusual.
     """
-    first = [one for one in judgements if not one.get("showing")]
-    comparisons = compare(order for one in first for order in orders_of(one))
+    first = [judgement for judgement in judgements if not judgement.get("showing")]
+    comparisons = compare_orders(order for judgement in first for order in orders_of(judgement))
     mine: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for judgement in judgements:
         mine[judgement["annotator"]].append(judgement)
     rows = [annotator_row(name, own, comparisons) for name, own in sorted(mine.items())]
     for row in rows:
-        others = [one["seconds"] for one in rows if one is not row and one["seconds"] is not None]
-        row["remarks"] = remarks(row, others, [one for one in comparisons if row["annotator"] not in one[1:3]])
+        others = [other["seconds"] for other in rows if other is not row and other["seconds"] is not None]
+        row["remarks"] = remarks(row, others, [pair for pair in comparisons if row["annotator"] not in pair[1:3]])
     return {
         "judgements": len(judgements),
         "pairwise_agreement": pairwise_agreement(comparisons),
@@ -180,30 +187,30 @@ def analyse(judgements: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def annotator_row(name: str, own: Sequence[dict[str, Any]], comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """One annotator's figures: pace, agreement with the others and with themselves, position bias, patterns."""
-    seconds = [one["seconds"] for one in own if one.get("seconds") is not None]
-    longest = [tuple(one["ranks"]) for one in own if len(one["ranks"]) > 2]
-    pairs = [ranks for one in own for ranks in itertools.combinations(one["ranks"], 2)]
+    """Return one annotator's figures: pace, agreement with others and themselves, position bias, ties, patterns."""
+    seconds = [judgement["seconds"] for judgement in own if judgement.get("seconds") is not None]
+    longest = [tuple(judgement["ranks"]) for judgement in own if len(judgement["ranks"]) > 2]
+    pairs = [ranks for judgement in own for ranks in itertools.combinations(judgement["ranks"], 2)]
     return {
         "annotator": name,
         "kind": own[-1].get("annotator_kind", "unknown"),
         "judgements": len(own),
         "seconds": statistics.median(seconds) if seconds else None,
-        "agreement": pairwise_agreement([one for one in comparisons if name in one[1:3]]),
+        "agreement": pairwise_agreement([comparison for comparison in comparisons if name in comparison[1:3]]),
         "self_consistency": self_consistency(own),
         "position_bias": position_bias(own),
-        "ties": sum(one == other for one, other in pairs) / len(pairs) if pairs else 0.0,
+        "ties": sum(upper == lower for upper, lower in pairs) / len(pairs) if pairs else 0.0,
         "most_common_ranks": Counter(longest).most_common(1)[0][1] / len(longest) if longest else None,
     }
 
 
 def remarks(row: dict[str, Any], other_seconds: Sequence[float], among_others: Sequence[Comparison]) -> list[str]:
-    """What is odd about an annotator, in words; nothing is said of fewer than ten judgements.
+    """Describe in words what is unusual about an annotator; an empty list if they made fewer than ten judgements.
 
     Args:
         row: from [`annotator_row`].
-        other_seconds: the other annotators' median seconds an item.
-        among_others: comparisons in which this annotator has no part.
+        other_seconds: the other annotators' median seconds per item.
+        among_others: comparisons between other annotators only.
     """
     if row["judgements"] < FEWEST:
         return []

@@ -1,7 +1,7 @@
-"""Broken answers: what a policy that runs away writes, for the reward model to see below real answers.
+"""Preference pairs of a real answer and a damaged copy of it, so that the reward model learns to score damage low.
 
-A reward model is trained on answers of the SFT policy; its score of word salad is chance, and PPO finds the salad that
-it happens to like. Each pair made here has a real answer above a damaged copy of it.
+A reward model is trained on answers of the SFT policy. Its scores of meaningless text are arbitrary, and PPO finds the
+meaningless text that happens to score high.
 """
 
 import random
@@ -23,7 +23,7 @@ def repeat_start(tokens: Tokens, other: Tokens, rng: random.Random) -> Tokens:
 
 
 def stutter(tokens: Tokens, other: Tokens, rng: random.Random) -> Tokens:
-    """Return the answer with one stretch said again and again."""
+    """Return the answer with one passage repeated once or several times."""
     start = rng.randrange(len(tokens))
     end = rng.randint(start + 1, len(tokens))
     return tokens[:end] + tokens[start:end] * rng.randint(1, 3) + tokens[end:]
@@ -35,7 +35,7 @@ def cut(tokens: Tokens, other: Tokens, rng: random.Random) -> Tokens:
 
 
 def leave_out(tokens: Tokens, other: Tokens, rng: random.Random) -> Tokens:
-    """Return the answer without a stretch in the middle."""
+    """Return the answer with one passage left out."""
     start = rng.randrange(len(tokens))
     return tokens[:start] + tokens[rng.randint(start + 1, len(tokens)) :]
 
@@ -62,10 +62,10 @@ TRIES = 10
 
 
 def break_answer(answer: str, other: str, tokenizer: "PreTrainedTokenizerBase", rng: random.Random) -> str | None:
-    """Return a damaged copy of an answer, or None if no damage could be done to it.
+    """Return a damaged copy of an answer, or None if no attempt gave a text that differs from both answers.
 
     Args:
-        other: another answer, from which a splice takes its end.
+        other: another answer, whose end [`splice`] uses.
     """
     tokens, others = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (answer, other))
     if not tokens or not others:
@@ -83,7 +83,7 @@ def broken_pairs(
     """Yield pairs of a real answer, chosen, and a damaged copy of it, rejected.
 
     Args:
-        pairs: preference pairs, of text or of turns; either answer of a pair may be the real one.
+        pairs: preference pairs, as text or as turns; the real answer is the chosen or the rejected one of a pair.
         share: how many pairs to make, as a share of `pairs`.
     """
     rng = random.Random(seed)

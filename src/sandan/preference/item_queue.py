@@ -1,7 +1,7 @@
-"""Which candidate set an annotator sees next: a pure function of the candidates, the settings and the log.
+"""The queue of items for annotators: the next item is a pure function of the candidates, the settings and the log.
 
-Nothing is kept in memory that the log does not hold. A killed server, a second tab and a second server on the same log
-therefore all continue with the same item, shown in the same order.
+Memory holds nothing that is not in the log. A restarted server, a second browser tab and a second server on the same
+log therefore all continue with the same item, its answers in the same order.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from .judgement_log import JudgementLog, competition_ranks, new_ticket
 logger = logging.getLogger(__name__)
 
 MOST_CANDIDATES = 9
-# A colleague who was shown an item and has not settled it within this time has gone home.
+# An item that was shown to an annotator but not settled within this time is offered to others again.
 CLAIM = timedelta(minutes=30)
 
 
@@ -39,7 +39,7 @@ class Item:
 
 @dataclass
 class QueueSettings:
-    """How many annotators of a kind see an item, and how often one sees it again."""
+    """Settings of the queue: how many annotators judge an item, and how many items an annotator sees twice."""
 
     overlap_share: float = 0.2
     overlap_annotators: int = 2
@@ -49,33 +49,33 @@ class QueueSettings:
     annotator_kind: str = "human"
 
     def wanted(self, item: Item) -> int:
-        """How many annotators should judge this item."""
-        return self.overlap_annotators if draw(self.seed, "overlap", item.item_id) < self.overlap_share else 1
+        """Return how many annotators should judge this item."""
+        return self.overlap_annotators if hash_fraction(self.seed, "overlap", item.item_id) < self.overlap_share else 1
 
     def repeats(self, item: Item, annotator: str) -> bool:
-        """Whether this annotator sees this item again."""
-        return draw(self.seed, "repeat", annotator, item.item_id) < self.repeat_share
+        """Return whether this annotator sees this item a second time."""
+        return hash_fraction(self.seed, "repeat", annotator, item.item_id) < self.repeat_share
 
 
-def draw(*parts: Any) -> float:
-    """A number in [0, 1) that depends on `parts` alone."""
+def hash_fraction(*parts: Any) -> float:
+    """Return a number in [0, 1) that is a hash of `parts` and depends on nothing else."""
     digest = hashlib.sha256(json.dumps(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def item_identity(identity: str, prompt: Any, candidates: Sequence[str]) -> str:
-    """A name for this prompt with this set of answers, in whatever order; other answers make another item."""
+    """Return a name for this prompt with this set of answers in any order; other answers give another name."""
     content = json.dumps([identity, prompt, sorted(candidates)], ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def load_items(path: str | Path) -> list[Item]:
-    """The items of a candidates file (JSONL with `prompt`, `candidates` and perhaps `prompt_id`), each once.
+    """Load the items of a candidates file (JSONL with `prompt`, `candidates` and optionally `prompt_id`), each once.
 
-    Half surrogate pairs, which no file of preferences could hold, become U+FFFD: so they are shown, and so stored.
+    Half a surrogate pair cannot be written to a preference file. It is replaced by U+FFFD when shown and stored.
 
     Raises:
-        UserError: naming the row, if it has not 2 to 9 different candidates that are text.
+        UserError: if a row does not have 2 to 9 different candidates that are text; the message names the row.
     """
     items: dict[str, Item] = {}
     changed = 0
@@ -100,19 +100,20 @@ def load_items(path: str | Path) -> list[Item]:
 
 def _whole(value: Any) -> Any:
     if isinstance(value, list):
-        return [_whole(one) for one in value]
+        return [_whole(item) for item in value]
     if isinstance(value, dict):
-        return {key: _whole(one) for key, one in value.items()}
+        return {key: _whole(item) for key, item in value.items()}
     return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else value
 
 
 @dataclass
 class Progress:
-    """What one annotator did, and what is left for them.
+    """The progress of one annotator.
 
     Args:
-        settled: tickets judged or skipped, in the order of their last line.
-        open: tickets shown and not settled; the last one is the one to show.
+        settled: ticket -> event of the judged or skipped ones, in the order of their last line.
+        open: ticket -> event of those shown but not settled; the last one is shown next.
+        before_undo: ticket -> the decision that was undone, to start from.
     """
 
     settled: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -120,16 +121,16 @@ class Progress:
     before_undo: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def done(self, item_id: str) -> list[dict[str, Any]]:
-        """The settled events of an item, first showing first."""
+        """Return the settled events of an item, first showing first."""
         return [event for event in self.settled.values() if event.get("item_id") == item_id]
 
 
 class Queue:
-    """Hands items to annotators and writes down what they decide.
+    """A queue that hands items to annotators and logs their decisions.
 
     Args:
-        items: what is to be judged.
-        log: where everything is kept.
+        items: the items to judge.
+        log: the log that holds all events.
         settings: overlap and repeats.
     """
 
@@ -140,14 +141,14 @@ class Queue:
         self._followed = 0
 
     def _progress(self) -> dict[str, Progress]:
-        """Everybody's progress; only what the log gained since the last call is replayed. Call it holding the log."""
+        """Return every annotator's progress, after a replay of new events only. Call it while holding the log."""
         events = self.log.read()
         follow(events[self._followed :], self._everyone)
         self._followed = len(events)
         return self._everyone
 
     def current(self, annotator: str) -> dict[str, Any] | None:
-        """The `shown` event of what the annotator has before them: an open one, else a new one; None at the end."""
+        """Return the `shown` event of the annotator's current item: an open one, else a new one, None at the end."""
         with self.log:
             everyone = self._progress()
             mine = everyone.setdefault(annotator, Progress())
@@ -171,7 +172,7 @@ class Queue:
             )
 
     def order(self, annotator: str, item: Item, showing: int) -> list[str]:
-        """The candidates in this annotator's order; a second showing is never in the order of the first."""
+        """Return the candidates in this annotator's order; a second showing never has the order of the first."""
         orders: list[list[str]] = []
         for number in range(showing + 1):
             rng = random.Random(f"{self.settings.seed}:{annotator}:{item.item_id}:{number}")
@@ -190,14 +191,14 @@ class Queue:
         return (waiting[0], 0) if waiting else (None, 0)
 
     def waiting(self, annotator: str, everyone: dict[str, Progress]) -> list[Item]:
-        """The items that this annotator has not seen and that still want a judgement, in the annotator's own order.
+        """Return the items new to this annotator that still need a judgement, in the annotator's own order.
 
-        What a model judged still wants people, and the other way round.
+        Judgements by people and by models are counted separately: an item that a model judged still needs people.
         """
         taken: dict[str, set[str]] = {}
         now = datetime.now(timezone.utc)
         for name, progress in everyone.items():
-            claims = [one for one in progress.open.values() if now - datetime.fromisoformat(one["time"]) < CLAIM]
+            claims = [event for event in progress.open.values() if now - datetime.fromisoformat(event["time"]) < CLAIM]
             for event in [*filter(_is_judgement, progress.settled.values()), *claims]:
                 if event.get("annotator_kind") == self.settings.annotator_kind:
                     taken.setdefault(event["item_id"], set()).add(name)
@@ -208,17 +209,17 @@ class Queue:
             for name, item in self.items.items()
             if name not in seen and len(taken.get(name, ())) < self.settings.wanted(item)
         ]
-        return sorted(wanted, key=lambda item: draw(self.settings.seed, "order", annotator, item.item_id))
+        return sorted(wanted, key=lambda item: hash_fraction(self.settings.seed, "order", annotator, item.item_id))
 
     def judge(self, annotator: str, ticket: str, ranks: Sequence[int], **details: Any) -> dict[str, Any]:
-        """Append the judgement of a showing. The same decision sent twice is written once.
+        """Append the judgement of a showing. The same decision sent twice is written only once.
 
         Args:
-            ranks: smallest = best, equal = tie, one a candidate in the order shown; stored as competition ranks.
+            ranks: one per candidate in the order shown; smallest = best, equal = tie. Stored as competition ranks.
             details: further columns (flags, note, seconds, guidelines).
 
         Raises:
-            UserError: if the ticket is not this annotator's or the ranks are not one a candidate.
+            UserError: if the ticket is not this annotator's, or the number of ranks is not that of the candidates.
         """
         return self._settle(annotator, ticket, {"event": "judgement", "ranks": ranks, **details})
 
@@ -248,16 +249,16 @@ class Queue:
             return self.log.append(kept | {"prompt": item.prompt, "candidates": candidates} | decision)
 
     def undo(self, annotator: str) -> dict[str, Any] | None:
-        """Take the annotator's last standing decision back, so that its item is open again; None if there is none."""
+        """Undo the annotator's last standing decision and reopen its item; return None if there is none."""
         with self.log:
             mine = self._progress().get(annotator, Progress())
-            last = next((one for one in reversed(mine.settled.values()) if one["item_id"] in self.items), None)
+            last = next((event for event in reversed(mine.settled.values()) if event["item_id"] in self.items), None)
             if last is None:
                 return None
             return self.log.append({"event": "undo", "ticket": last["ticket"], "annotator": annotator})
 
     def summary(self, annotator: str) -> dict[str, Any]:
-        """Progress of one annotator: items done, left and skipped, items per hour, seconds of the last items."""
+        """Return one annotator's progress: items judged, skipped and left, and the pace over the last items."""
         with self.log:
             everyone = self._progress()
             mine = everyone.setdefault(annotator, Progress())
@@ -274,7 +275,7 @@ class Queue:
         }
 
     def draft(self, annotator: str, ticket: str) -> dict[str, Any] | None:
-        """What the annotator had decided on a showing that was taken back, to start from."""
+        """Return the undone decision on a showing, from which the annotator starts again."""
         with self.log:
             return self._progress().get(annotator, Progress()).before_undo.get(ticket)
 
@@ -284,7 +285,7 @@ def _is_judgement(event: dict[str, Any]) -> bool:
 
 
 def follow(events: Iterable[dict[str, Any]], everyone: dict[str, Progress]) -> None:
-    """Replay events into each annotator's settled and open tickets."""
+    """Replay events into each annotator's settled and open tickets; `everyone` is changed in place."""
     for event in events:
         ticket = event.get("ticket")
         if ticket is None:

@@ -1,14 +1,14 @@
 """The judgement log: one append-only JSONL file, from which everything else is computed.
 
-Lines of four kinds, told apart by `event`:
+There are four kinds of lines, named by `event`:
 
-- `shown`: a candidate set was put before an annotator, in this order. Its `ticket` names the showing.
-- `judgement`: the ranks of that showing. It is the `rank` stage's record
-  (`prompt_id, prompt, candidates, ranks, annotator, time`) with more columns, so either log feeds `make preferences`.
+- `shown`: an annotator was shown a candidate set, in this order. Its `ticket` names the showing.
+- `judgement`: the ranks of that showing. It has the columns of the `rank` stage
+  (`prompt_id, prompt, candidates, ranks, annotator, time`) and more, so `make preferences` reads either log.
 - `skip`: the annotator could not judge it, with the reason.
-- `undo`: the annotator took the ticket's last judgement or skip back.
+- `undo`: the annotator took back the ticket's last judgement or skip.
 
-Nothing is ever rewritten: an edit is a further line, and the last line of a ticket holds.
+No line is ever rewritten: an edit appends a line, and the last line of a ticket is the valid one.
 """
 
 import json
@@ -34,10 +34,10 @@ LOCK_SECONDS = 10.0
 
 
 class JudgementLog:
-    """Append-only log that several threads and processes may write at once.
+    """An append-only log that several threads and processes may write at the same time.
 
     Args:
-        path: the file; it and its folder are made by the first [`append`].
+        path: the file; the first [`append`] creates it and its folder.
     """
 
     def __init__(self, path: str | Path):
@@ -48,7 +48,7 @@ class JudgementLog:
         self._offset, self._line_number, self._file_id = 0, 0, None
 
     def __enter__(self) -> "JudgementLog":  # noqa: PYI034 (Self needs Python 3.11)
-        """Hold the log: nobody else appends until the end of the `with` block."""
+        """Lock the log: nobody else appends until the end of the `with` block."""
         self._thread.acquire()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,10 +66,10 @@ class JudgementLog:
         self._thread.release()
 
     def append(self, event: dict[str, Any]) -> dict[str, Any]:
-        """Write one line and return it; on return it is on the disk (fsync), whatever happens to the process.
+        """Append one line and return its event; the line is on the disk (fsync) before this method returns.
 
         Raises:
-            UserError: if the line could not be written whole.
+            UserError: if the line could not be written completely.
         """
         event = {"event": "judgement", **event, "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds")}
         line = json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n"
@@ -86,7 +86,7 @@ class JudgementLog:
         try:
             size = os.fstat(descriptor).st_size
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                # What a crash left of a line stays where it is, as a line of its own.
+                # A crash left an incomplete line at the end: end it, so that the new line stands alone.
                 line = b"\n" + line
             while line:
                 line = line[os.write(descriptor, line) :]
@@ -99,9 +99,9 @@ class JudgementLog:
             os.close(folder)
 
     def read(self) -> list[dict[str, Any]]:
-        """All events so far, in order. Only what was appended since the last call is read from the disk.
+        """Return all events so far, in order. Only lines added since the last call are read from the disk.
 
-        A torn last line (a crash in mid-write) is left out; a broken line before it is left out with a warning.
+        An incomplete last line (a crash while writing) is left out; any other broken line is left out with a warning.
 
         Raises:
             UserError: if the file shrank or was replaced while it was in use.
@@ -154,12 +154,12 @@ def check_event(event: Any) -> None:
 
 
 def new_ticket() -> str:
-    """A name for one showing, unguessable and never used again."""
+    """Return a name for one showing that cannot be guessed and is never used again."""
     return uuid.uuid4().hex
 
 
 def check_annotator(name: Any) -> str:
-    """The name itself, if it is one.
+    """Return the name if it is a valid name of an annotator.
 
     Raises:
         UserError: if it is not 1 to 32 letters, digits, `_` or `-`.
@@ -170,9 +170,9 @@ def check_annotator(name: Any) -> str:
 
 
 def standing_events(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The judgements and skips that stand: of each ticket the last one, unless it was undone.
+    """Return the judgements and skips that stand: the last one of each ticket, unless it was undone.
 
-    Records without a ticket (simulated rankers) stand as they are.
+    Records without a ticket (of simulated rankers) always stand.
     """
     standing: dict[str, dict[str, Any]] = {}
     for number, event in enumerate(events):
@@ -181,19 +181,19 @@ def standing_events(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         if kind == "undo":
             standing.pop(ticket, None)
         elif kind in ("judgement", "skip"):
-            # An edit takes the place that it was made at, not that of what it replaces.
+            # An edited event moves to the position of its edit.
             standing.pop(ticket, None)
             standing[ticket] = event
     return list(standing.values())
 
 
 def standing_judgements(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of [`standing_events`] the judgements."""
+    """Return the judgements among [`standing_events`]."""
     return [event for event in standing_events(events) if event.get("event", "judgement") == "judgement"]
 
 
 def competition_ranks(values: Iterable[int]) -> list[int]:
-    """Ranks as the log holds them (1 = best, equal = tie, `1 2 2 4`) from any numbers that order alike.
+    """Return ranks as the log holds them (1 = best, equal = tie, `1 2 2 4`), from any numbers in the same order.
 
     >>> competition_ranks([2, 5, 2, 9])
     [1, 3, 1, 4]

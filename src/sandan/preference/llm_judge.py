@@ -1,7 +1,8 @@
-"""A model ranks the candidates, through any endpoint that speaks OpenAI's chat completions.
+"""Ranking by a language model, through any endpoint with OpenAI's chat completions API.
 
-Each item is asked twice, the second time in the opposite order, because models favour an answer for where it stands.
-An answer is a tie if the two orders disagree about it. What cannot be read as a ranking is left out and counted.
+The model is asked about each item twice, the second time in the opposite order, because models favour an answer for
+its position. Two answers tie if the two orders disagree about them. Replies that are not a ranking are left out and
+counted.
 """
 
 import logging
@@ -17,7 +18,7 @@ from .judgement_log import competition_ranks
 
 logger = logging.getLogger(__name__)
 
-# Everything is asked of a model, whoever has judged it already.
+# A model is asked about every item, even those that others have judged.
 EVERY_ITEM = QueueSettings(overlap_share=1.0, overlap_annotators=1_000_000, repeat_share=0.0, annotator_kind="machine")
 QUESTION = """Rank the answers to the last message of this conversation from best to worst.
 
@@ -34,7 +35,7 @@ answers from best to worst, with = between answers that are equally good, such a
 
 
 def question(item: Item, candidates: Sequence[str], guidelines: str) -> str:
-    """What the model is asked about these candidates, lettered in this order."""
+    """Return the question to the model about these candidates, which get letters in this order."""
     turns = [{"role": "user", "content": item.prompt}] if isinstance(item.prompt, str) else item.prompt
     conversation = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
     answers = "\n\n".join(f'<answer letter="{chr(65 + at)}">\n{text}\n</answer>' for at, text in enumerate(candidates))
@@ -42,7 +43,7 @@ def question(item: Item, candidates: Sequence[str], guidelines: str) -> str:
 
 
 def parse_ranking(text: str | None, count: int) -> list[int] | None:
-    """Ranks (1 = best, equal = tie) of `count` answers from the last line, or None if it is not a ranking of them all.
+    """Read the ranks (1 = best, equal = tie) of `count` answers from the last line; None if it does not rank them all.
 
     >>> parse_ranking("I prefer the second.\\nB > A = C", 3)
     [2, 1, 2]
@@ -62,11 +63,11 @@ def both_orders(ask: Callable[[Sequence[str]], str | None], candidates: Sequence
     """Ask about the candidates forwards and backwards.
 
     Args:
-        ask: candidates -> the model's text.
+        ask: a function of candidates that returns the model's text.
 
     Returns:
-        `dict`: `ranks` of the two answers joined (by the sum of places), and both as `forwards` and `backwards`, all in
-        the order of `candidates`; None if either cannot be read.
+        `dict`: `ranks` of the two replies together (by the sum of ranks), and those of each reply as `forwards` and
+        `backwards`, all in the order of `candidates`; None if either reply cannot be read.
     """
     forwards = parse_ranking(ask(candidates), len(candidates))
     backwards = parse_ranking(ask(candidates[::-1]), len(candidates)) if forwards else None
@@ -78,10 +79,10 @@ def both_orders(ask: Callable[[Sequence[str]], str | None], candidates: Sequence
 
 
 def connect(base_url: str | None, model: str, max_tokens: int, timeout_seconds: float) -> Callable[[str], str | None]:
-    """A function that sends one message to the model and returns its text.
+    """Return a function that sends one message to the model and returns its text.
 
     A key for `base_url` is read from the environment variable `SANDAN_JUDGE_API_KEY`. The Hub's token is used only for
-    the Hub's own router (no `base_url`): `InferenceClient` would else send it to whatever endpoint is named.
+    the Hub's own router (no `base_url`): otherwise `InferenceClient` would send it to the given endpoint.
     """
     from huggingface_hub import InferenceClient
     from huggingface_hub.errors import HTTPError
@@ -105,15 +106,15 @@ def connect(base_url: str | None, model: str, max_tokens: int, timeout_seconds: 
 def judge_all(
     queue: Queue, name: str, send: Callable[[str], str | None], guidelines: str, guidelines_hash: str, most: int | None
 ) -> dict[str, int | float | None]:
-    """Let the model judge every item that it has not judged yet; each goes into the log at once.
+    """Let the model judge every item that it has not judged yet; each judgement is logged at once.
 
     Args:
         name: the model's name as an annotator.
-        most: stop after this many items; None judges all.
+        most: stop after this many items; None means all.
 
     Returns:
-        `dict`: `judged`, `unparsable` (left out) and `orders_agree`, the share of strict pairs that both orders of
-        asking put alike (None without any).
+        `dict`: `judged`, `unparsable` (left out) and `orders_agree`, the share of strict pairs that
+        both orders of asking rank the same way (None if there are none).
     """
     counts = {"judged": 0, "unparsable": 0}
     alike = []

@@ -1,4 +1,4 @@
-"""From judgement logs to a preference dataset, with its card: pairs split by prompt, in either of TRL's forms."""
+"""Preference dataset from judgement logs: pairs in either of TRL's formats, split by prompt, and a dataset card."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ FILES = {"train": "preferences_train.jsonl", "eval": "preferences_eval.jsonl"}
 
 
 def read_logs(files: Sequence[str], stage: Stage) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The standing judgements and skips of several logs.
+    """Read the standing judgements and skips of several logs.
 
     Raises:
         UserError: if a log is missing, or if none of them holds a judgement.
@@ -41,11 +41,11 @@ def read_logs(files: Sequence[str], stage: Stage) -> tuple[list[dict[str, Any]],
 def make_preferences(
     judgements: Iterable[dict[str, Any]], form: Form, held_out_share: float, seed: int
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int]]:
-    """Train and eval pairs, no prompt in both, and what was left out.
+    """Make train and eval pairs, with no prompt in both, and count the judgements left out.
 
     Args:
-        judgements: standing judgements; second showings of an item are left out, they only measure consistency.
-        form: `given` keeps prompts as they are, `standard` makes text of them, `conversational` turns.
+        judgements: standing judgements; second showings of an item are left out, as they only measure consistency.
+        form: `given` keeps prompts as they are, `standard` converts them to text, `conversational` to turns.
         held_out_share: share of the prompts whose pairs go to `eval`.
 
     Returns:
@@ -53,7 +53,7 @@ def make_preferences(
         `tied_pairs` and `repeated_judgements`.
     """
     judgements = list(judgements)
-    first = [one for one in judgements if not one.get("showing")]
+    first = [judgement for judgement in judgements if not judgement.get("showing")]
     pairs, ties = preference_pairs(first)
     held_out = split_by_prompt([pair["prompt_id"] for pair in pairs], held_out_share, seed)
     splits: dict[str, list[dict[str, Any]]] = {name: [] for name in FILES}
@@ -63,7 +63,7 @@ def make_preferences(
 
 
 def in_form(pair: dict[str, Any], form: Form) -> dict[str, Any]:
-    """A pair with prompt and answers as text (`standard`) or as turns (`conversational`)."""
+    """Return a pair with prompt and answers as text (`standard`) or as turns (`conversational`)."""
     prompt, chosen, rejected = (pair[name] for name in ("prompt", "chosen", "rejected"))
     if form == "standard" and not isinstance(prompt, str):
         return pair | {"prompt": to_text(prompt), "chosen": chosen[-1]["content"], "rejected": rejected[-1]["content"]}
@@ -77,20 +77,22 @@ def in_form(pair: dict[str, Any], form: Form) -> dict[str, Any]:
 def write_dataset(
     splits: dict[str, list[dict[str, Any]]], analysis: dict[str, Any], licence: str, language: list[str], folder: Path
 ) -> None:
-    """Write the pairs, `agreement.json` and the card; `datasets.load_dataset(folder)` loads them."""
+    """Write the pairs, `agreement.json` and the card into a folder that `datasets.load_dataset(folder)` can load."""
     for name, rows in splits.items():
         write_jsonl(folder / FILES[name], rows)
     write_text(folder / "agreement.json", json.dumps(analysis, indent=1, ensure_ascii=False) + "\n")
-    write_text(folder / "README.md", card(splits, analysis, licence, language))
+    write_text(folder / "README.md", preference_card(splits, analysis, licence, language))
 
 
 def guidelines_of(judgements: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Hash of the guidelines -> how many judgements followed them."""
-    return dict(Counter(one["guidelines"] for one in judgements if one.get("guidelines")))
+    """Count the judgements by the hash of the guidelines that they followed."""
+    return dict(Counter(judgement["guidelines"] for judgement in judgements if judgement.get("guidelines")))
 
 
-def card(splits: dict[str, list[dict[str, Any]]], analysis: dict[str, Any], licence: str, language: list[str]) -> str:
-    """The dataset card: who judged, how far they agree, by which guidelines, under which licence."""
+def preference_card(
+    splits: dict[str, list[dict[str, Any]]], analysis: dict[str, Any], licence: str, language: list[str]
+) -> str:
+    """Return the dataset card: the annotators, their agreement, the guidelines and the licence."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
     used = [name for name, rows in splits.items() if rows]
@@ -108,9 +110,9 @@ def card(splits: dict[str, list[dict[str, Any]]], analysis: dict[str, Any], lice
         ],
     )
     rows = [
-        f"| {one['annotator']} | {one['kind']} | {one['judgements']:,} | {share(one['agreement'])} "
-        f"| {share(one['self_consistency'])} | {'; '.join(one['remarks']) or '–'} |"
-        for one in analysis["annotators"]
+        f"| {row['annotator']} | {row['kind']} | {row['judgements']:,} | {share(row['agreement'])} "
+        f"| {share(row['self_consistency'])} | {'; '.join(row['remarks']) or '–'} |"
+        for row in analysis["annotators"]
     ]
     guidelines = [f"- `{name}`: {count:,} judgements" for name, count in analysis["guidelines"].items()]
     body = [
@@ -119,7 +121,10 @@ def card(splits: dict[str, list[dict[str, Any]]], analysis: dict[str, Any], lice
         + ", ".join(f"{len(splits[name]):,} in `{names[name]}`" for name in used)
         + f". No prompt is in both. {analysis['tied_pairs']:,} tied pairs and "
         f"{analysis['skipped']:,} skipped items are left out.",
-        "`margin` is the difference of the two ranks. Columns: `prompt, chosen, rejected, margin, prompt_id, annotator`.",
+        (
+            "`margin` is the difference of the two ranks. "
+            "Columns: `prompt, chosen, rejected, margin, prompt_id, annotator`."
+        ),
         "## Agreement",
         "\n".join(
             [
@@ -130,8 +135,8 @@ def card(splits: dict[str, list[dict[str, Any]]], analysis: dict[str, Any], lice
             ]
         ),
         "## Annotators",
-        "| annotator | kind | judgements | agrees with others | with themselves | remarks |\n|---|---|--:|--:|--:|---|\n"
-        + "\n".join(rows),
+        "| annotator | kind | judgements | agrees with others | with themselves | remarks |\n"
+        "|---|---|--:|--:|--:|---|\n" + "\n".join(rows),
         "## Guidelines",
         "\n".join(guidelines) or "None were recorded.",
     ]
@@ -139,35 +144,39 @@ def card(splits: dict[str, list[dict[str, Any]]], analysis: dict[str, Any], lice
 
 
 def share(found: dict[str, float] | None) -> str:
-    """`73.3% (72.1–74.5%)`, or what to write where nothing was measured."""
+    """Return a share as text, `73.3% (72.1–74.5%)`, or "not measured"."""
     return f"{found['mean']:.1%} ({100 * found['low']:.1f}–{found['high']:.1%})" if found else "not measured"
 
 
 def number(found: dict[str, float] | None) -> str:
-    """`0.61 (0.58–0.64)`, or what to write where nothing was measured."""
+    """Return a number as text, `0.61 (0.58–0.64)`, or "not measured"."""
     return f"{found['mean']:.2f} ({found['low']:.2f}–{found['high']:.2f})" if found else "not measured"
 
 
 def preference_pairs(judgements: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
-    """All ordered pairs of each judgement as `{prompt, chosen, rejected, margin, prompt_id, annotator}`, and the number of ties.
+    """Make a pair of every two answers of a judgement that are not tied, and count the ties.
 
-    `margin` is the difference of the ranks. Answers to a conversation become an assistant turn.
+    Answers to a conversation become an assistant turn.
+
+    Returns:
+        `tuple`: pairs `{prompt, chosen, rejected, margin, prompt_id, annotator}`, where `margin` is the difference of
+        the ranks, and the number of ties.
     """
     pairs, ties = [], 0
     for judgement in judgements:
         prompt = judgement["prompt"]
         ranked = zip(judgement["candidates"], judgement["ranks"], strict=True)
-        for (one, one_rank), (other, other_rank) in itertools.combinations(ranked, 2):
-            if one_rank == other_rank:
+        for (first, first_rank), (second, second_rank) in itertools.combinations(ranked, 2):
+            if first_rank == second_rank:
                 ties += 1
                 continue
-            chosen, rejected = (one, other) if one_rank < other_rank else (other, one)
+            chosen, rejected = (first, second) if first_rank < second_rank else (second, first)
             pairs.append(
                 {
                     "prompt": prompt,
                     "chosen": as_turn(prompt, chosen),
                     "rejected": as_turn(prompt, rejected),
-                    "margin": abs(one_rank - other_rank),
+                    "margin": abs(first_rank - second_rank),
                     "prompt_id": judgement["prompt_id"],
                     "annotator": judgement["annotator"],
                 }

@@ -1,8 +1,8 @@
-"""The ranking page: one Gradio component whose script talks to the queue, served on this machine only.
+"""The ranking page: one Gradio component whose script calls the queue, by default served to this machine only.
 
-The page holds what a person may see: prompt, answers, guidelines, the person's own progress. Everything a model wrote
-leaves the server as JSON and enters the document as text nodes; a content security policy keeps every request, and so
-whatever a candidate contains, on the page's own server.
+The page shows prompt, answers, guidelines and the annotator's own progress. Text written by a model leaves the server
+as JSON and enters the document as text nodes. A content security policy allows requests to the page's own server only,
+whatever a candidate contains.
 """
 
 import hashlib
@@ -39,29 +39,30 @@ POLICY = (
 
 @dataclass(frozen=True)
 class Guidelines:
-    """What annotators are asked to do: its source, and the hash by which each judgement names it."""
+    """Instructions for annotators as Markdown, and the hash by which each judgement names them."""
 
     text: str
 
     @property
     def hash(self) -> str:
+        """Return the first 12 hexadecimal digits of the text's SHA-256."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:12]
 
     @property
     def html(self) -> str:
-        """CommonMark without raw HTML and without images, which could be requests."""
+        """Return the text as HTML: CommonMark without raw HTML and without images, which could send requests."""
         from markdown_it import MarkdownIt
 
         return MarkdownIt("commonmark", {"html": False}).disable("image").render(self.text)
 
 
 def asset(name: str) -> str:
-    """Text of a file that comes with the package."""
+    """Return the text of a file that comes with the package."""
     return (resources.files(__package__) / "assets" / name).read_text(encoding="utf-8")
 
 
 def load_guidelines(path: str | None) -> dict[str, Guidelines]:
-    """Language -> guidelines: the file for both, or those that come with the package.
+    """Load the guidelines of each language: the given file for both, or those that come with the package.
 
     Raises:
         UserError: if the file is missing or not UTF-8.
@@ -76,28 +77,28 @@ def load_guidelines(path: str | None) -> dict[str, Guidelines]:
 
 
 def keep_guidelines(guidelines: dict[str, Guidelines], folder: Path) -> None:
-    """Write each version beside the log, as `guidelines-<hash>.md`, so that a hash can always be read again."""
+    """Save the guidelines beside the log as `guidelines-<hash>.md`, so that the text of every hash is kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    for one in guidelines.values():
-        path = folder / f"guidelines-{one.hash}.md"
+    for version in guidelines.values():
+        path = folder / f"guidelines-{version.hash}.md"
         if not path.exists():
-            path.write_text(one.text, encoding="utf-8")
+            path.write_text(version.text, encoding="utf-8")
 
 
 class Desk:
-    """What the page asks of the server, as plain functions of JSON: testable without a browser.
+    """The server side of the page, as plain functions of JSON that can be tested without a browser.
 
     Args:
         queue: the items and the log.
         guidelines: language -> text.
-        next_command: what to run when everything is judged.
+        next_command: the command to run when everything is judged.
     """
 
     def __init__(self, queue: Queue, guidelines: dict[str, Guidelines], next_command: str):
         self.queue, self.guidelines, self.next_command = queue, guidelines, next_command
 
     def open_item(self, annotator: str, data: dict[str, Any]) -> dict[str, Any]:
-        """The item before this annotator and everything the page shows around it."""
+        """Return this annotator's current item and everything that the page shows with it."""
         shown = self.queue.current(annotator)
         language = data.get("language") if data.get("language") in LANGUAGES else "en"
         text = self.guidelines[language]
@@ -120,7 +121,7 @@ class Desk:
         }
 
     def judge_item(self, annotator: str, data: dict[str, Any]) -> dict[str, Any]:
-        """Write a ranking down and open the next item."""
+        """Log a ranking and open the next item."""
         ranks = data.get("ranks")
         if not isinstance(ranks, list):
             raise UserError("ranks: expected a list")
@@ -129,7 +130,7 @@ class Desk:
         return self.open_item(annotator, data) | {"message": "saved"}
 
     def skip_item(self, annotator: str, data: dict[str, Any]) -> dict[str, Any]:
-        """Write down that the item cannot be judged and open the next one."""
+        """Log that the item cannot be judged and open the next one."""
         if data.get("reason") not in REASONS:
             raise UserError(f"reason: expected one of {', '.join(REASONS)}")
         self.queue.skip(annotator, str(data.get("ticket")), data["reason"], **self._about(data))
@@ -142,7 +143,7 @@ class Desk:
         return self.open_item(annotator, data) | {"message": message, "reopened": bool(undone)}
 
     def _about(self, data: dict[str, Any]) -> dict[str, Any]:
-        seconds, known = data.get("seconds"), [one.hash for one in self.guidelines.values()]
+        seconds, known = data.get("seconds"), [version.hash for version in self.guidelines.values()]
         if data.get("guidelines") not in known:
             raise UserError("the guidelines have changed; reload the page")
         return {
@@ -153,13 +154,13 @@ class Desk:
 
     @staticmethod
     def _flags(flags: Any, count: int) -> list[list[str]]:
-        if not isinstance(flags, list) or len(flags) != count or not all(isinstance(one, list) for one in flags):
+        if not isinstance(flags, list) or len(flags) != count or not all(isinstance(chosen, list) for chosen in flags):
             raise UserError(f"flags: expected {count} lists")
-        return [[flag for flag in FLAGS if flag in one] for one in flags]
+        return [[flag for flag in FLAGS if flag in chosen] for chosen in flags]
 
 
 class PolicyMiddleware:
-    """ASGI middleware: every answer carries the content security policy."""
+    """ASGI middleware that adds the content security policy to every response."""
 
     def __init__(self, app: Callable):
         self.app = app
@@ -175,11 +176,11 @@ class PolicyMiddleware:
 
 
 def build_page(desk: Desk, annotator: str | None) -> "gradio.Blocks":
-    """The Gradio app around [`Desk`].
+    """Build the Gradio app around [`Desk`].
 
     Args:
         desk: answers the page's calls.
-        annotator: whose page opens if its address names nobody; with a login, the login's name goes before both.
+        annotator: whose page opens if the address names nobody. The name of a login overrides both.
     """
     import gradio
 
@@ -208,14 +209,14 @@ def build_page(desk: Desk, annotator: str | None) -> "gradio.Blocks":
             js_on_load=asset("page.js"),
             apply_default_css=False,
             server_functions=[
-                handler(one) for one in (desk.open_item, desk.judge_item, desk.skip_item, desk.undo_last)
+                handler(action) for action in (desk.open_item, desk.judge_item, desk.skip_item, desk.undo_last)
             ],
         )
     return blocks
 
 
 def login(blocks: "gradio.Blocks", request: Any) -> str | None:
-    """The name that the request's cookie was given at the login, None without one."""
+    """Return the name with which the sender of a request logged in, or None without a login."""
     cookie = blocks.app.cookie_id
     tokens = (request.cookies.get(f"{kind}-{cookie}") for kind in ("access-token", "access-token-unsecure"))
     return next((blocks.app.tokens[token] for token in tokens if token in blocks.app.tokens), None)
@@ -229,8 +230,8 @@ def serve(
     Args:
         host: the address to listen at.
         port: None takes the first free one from 7860.
-        accounts: names and passwords; needed for every host but loopback.
-        block: return the page's address at once if false.
+        accounts: names and passwords; required for every host except loopback.
+        block: if false, return the page's address at once.
 
     Raises:
         UserError: if the host is not loopback and there are no accounts, or the port is taken.
@@ -245,7 +246,7 @@ def serve(
         )
     middleware = [Middleware(PolicyMiddleware)]
     if host in LOOPBACK:
-        # A page on the web that points its own name at this machine (DNS rebinding) is turned away.
+        # Refuse a website that points its own host name at this machine (DNS rebinding).
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"]))
     else:
         logger.warning("warning: %s listens beyond this machine, without TLS; whoever has a password can judge", host)
@@ -275,7 +276,7 @@ def serve(
 
 
 def accounts_from_environment() -> list[tuple[str, str]]:
-    """Names and passwords in `SANDAN_AUTH` (`name:password,name:password`), which no command line or file shows.
+    """Read names and passwords from `SANDAN_AUTH` (`name:password,name:password`), so that no command line shows them.
 
     Raises:
         UserError: if the variable is missing or not of that form.

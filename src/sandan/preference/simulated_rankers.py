@@ -1,8 +1,8 @@
-"""Judgements (who ranked which answers how), simulated rankers, and the preference pairs that follow from them.
+"""Simulated rankers: noisy rankings from true utilities, by the Plackett-Luce model.
 
 One judgement is one line of an append-only JSONL file:
 `{"prompt_id", "prompt", "candidates": [in the order shown], "ranks": [1 = best, equal = tie], "annotator", "time"}`.
-`sandan.preference.judgement_log` holds the log of people and of models, whose lines have more columns.
+The log of people and models (`sandan.preference.judgement_log`) has more columns.
 """
 
 import itertools
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 def distinct_candidates(completions: "Sequence[Completion]") -> list[str]:
-    """Answer texts without repeats and without empty ones, in their first order."""
+    """Return the answer texts without repeats and without empty ones, in the order of their first occurrence."""
     return list(dict.fromkeys(c.text for c in completions if c.text.strip()))
 
 
 def agreement_probability(gap: float, temperature: float) -> float:
-    """Chance that two Plackett-Luce rankers order two answers alike, whose utilities differ by `gap`.
+    """Return the probability that two Plackett-Luce rankers order two answers alike whose utilities differ by `gap`.
 
-    Each puts the better one first with p = sigmoid(gap / temperature): they agree with p² + (1 - p)².
+    Each ranks the better answer first with p = sigmoid(gap / temperature), so they agree with p² + (1 - p)².
     """
     p = 1 / (1 + math.exp(-gap / temperature))
     return p * p + (1 - p) * (1 - p)
 
 
 def noise_temperature(utilities: Iterable[Sequence[float]], agreement: float) -> float:
-    """The Plackett-Luce temperature at which two rankers agree on a share `agreement` of the pairs that differ.
+    """Find the Plackett-Luce temperature at which two rankers agree on a share `agreement` of the pairs that differ.
 
     Args:
         utilities: for each prompt, the true utility of each candidate.
@@ -49,9 +49,9 @@ def noise_temperature(utilities: Iterable[Sequence[float]], agreement: float) ->
 
 
 def simulate_ranks(utilities: Sequence[float], temperature: float, rng: random.Random) -> list[int]:
-    """Ranks (1 = best) that a noisy ranker gives; answers of exactly equal utility are tied half of the time.
+    """Draw the ranks (1 = best) of a noisy ranker; answers of exactly equal utility are tied half of the time.
 
-    Plackett-Luce by the Gumbel trick: sorting utility/temperature + Gumbel noise draws a ranking from it.
+    Sorting by utility/temperature + Gumbel noise draws a ranking from the Plackett-Luce model (Gumbel trick).
     """
     noisy = [utility / temperature - math.log(-math.log(rng.random() or 1e-300)) for utility in utilities]
     order = sorted(range(len(noisy)), key=lambda index: -noisy[index])

@@ -7,7 +7,7 @@ from .pairs import number, share
 
 
 def render_agreement(analysis: dict[str, Any]) -> str:
-    """The figures of [`sandan.preference.agreement.analyse`] as an aligned table, remarks last."""
+    """Return the figures of [`sandan.preference.agreement.analyse`] as an aligned table, remarks last."""
     lines = [
         ["two annotators order a pair alike", share(analysis["pairwise_agreement"])],
         ["Krippendorff's alpha, ordinal", number(analysis["krippendorff_alpha"])],
@@ -17,15 +17,15 @@ def render_agreement(analysis: dict[str, Any]) -> str:
     rows = [["annotator", "kind", "judgements", "seconds", "agrees with others", "with themselves", "ties"]]
     rows += [
         [
-            one["annotator"],
-            one["kind"],
-            f"{one['judgements']:,}",
-            "" if one["seconds"] is None else f"{one['seconds']:.1f}",
-            share(one["agreement"]),
-            share(one["self_consistency"]),
-            f"{one['ties']:.0%}",
+            row["annotator"],
+            row["kind"],
+            f"{row['judgements']:,}",
+            "" if row["seconds"] is None else f"{row['seconds']:.1f}",
+            share(row["agreement"]),
+            share(row["self_consistency"]),
+            f"{row['ties']:.0%}",
         ]
-        for one in analysis["annotators"]
+        for row in analysis["annotators"]
     ]
-    remarks = [f"look at {one['annotator']}: {said}" for one in analysis["annotators"] for said in one["remarks"]]
+    remarks = [f"look at {row['annotator']}: {said}" for row in analysis["annotators"] for said in row["remarks"]]
     return "\n".join([aligned(lines), "", aligned(rows), *([""] if remarks else []), *remarks, ""])

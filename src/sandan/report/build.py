@@ -1,6 +1,6 @@
-"""One report of a whole recipe: `report.json`, one self-contained `report.html` and a table for the terminal.
+"""The report of a recipe: `report.json`, one self-contained `report.html` and a table for the terminal.
 
-Everything comes from the `result.json` of each stage, so the three can not disagree.
+All three are made from the same result files of the stages, so they cannot disagree.
 """
 
 import dataclasses
@@ -30,14 +30,14 @@ def write_report(recipe_dir: Path, stage: Stage) -> dict[str, Any]:
     """Write `report.json` and `report.html` into the stage's folder and log the table.
 
     Args:
-        recipe_dir: where the stage folders lie, e.g. `outputs/tiny`.
+        recipe_dir: the folder of the stage folders, e.g. `outputs/tiny`.
         stage: the report stage; every other stage's result becomes one of its inputs.
 
     Returns:
-        `dict`: what `report.json` holds.
+        `dict`: the content of `report.json`.
 
     Raises:
-        UserError: if the evaluation has not been run, or a file is broken.
+        UserError: if the evaluation has not been run, or a file is not valid JSON.
     """
     folder = recipe_dir / "evaluate"
     read_result(folder)
@@ -71,16 +71,20 @@ def build_report(
     recipe_dir: Path,
     ppo_history: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Everything that `report.json` holds, from each stage's `result.json` and the evaluation's comparison.
+    """Return the content of `report.json`, from each stage's `result.json` and the evaluation's comparison.
 
     Args:
-        ppo_history: the log history of PPO; `watch` is what it shows, None if it is too short to show anything.
+        recipe: name of the recipe.
+        results: stage -> its `result.json`.
+        comparison: one row per model.
+        recipe_dir: the folder of the stage folders.
+        ppo_history: the log history of PPO. `watch` lists the findings in it, or is None if it is too short.
     """
     kept = ("metrics", "wall_seconds", "device", "seed", "finished")
     lineage = {name: result["inputs"] for name, result in results.items()}
     stale = stale_inputs(lineage, recipe_dir)
     measured = run_checks({name: result["metrics"] for name, result in results.items()}, comparison)
-    # An intact lineage alone shows nothing about the models.
+    # An intact lineage alone says nothing about the models, so at least one check must have been measured.
     passed = bool(measured) and all(check["passed"] for check in measured) and not any(stale.values())
     versions: dict[str, list[str]] = {}
     for result in results.values():
@@ -92,7 +96,9 @@ def build_report(
         "checks": measured + lineage_check(lineage, stale),
         "stages": {name: {key: result[key] for key in kept} for name, result in results.items()},
         "comparison": comparison,
-        "watch": [dataclasses.asdict(one) for one in findings(ppo_history)] if is_long_enough(ppo_history) else None,
+        "watch": [dataclasses.asdict(finding) for finding in findings(ppo_history)]
+        if is_long_enough(ppo_history)
+        else None,
         "versions": {package: ", ".join(found) for package, found in versions.items()},
         "lineage": lineage,
         "stale": stale,
@@ -108,6 +114,3 @@ def _read_json(path: Path) -> Any:
         raise UserError(f"{path}: not there; run `{command}` again") from None
     except ValueError as error:
         raise UserError(f"{path}: broken ({error}); run that stage again") from None
-
-
-# ------------------------------------------------------------------------------------------------------------- page

@@ -1,4 +1,4 @@
-"""The charts of the page, drawn by matplotlib as SVG that follows the page's colours."""
+"""The charts of the report page, drawn by matplotlib as SVG in the colours of the page."""
 
 import math
 import re
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# matplotlib draws with these; in the page each becomes a CSS variable, so that charts follow light and dark.
+# matplotlib draws with these colours; in the page each becomes a CSS variable, so that charts follow light and dark.
 INK, FAINT, BASE, SFT, PPO = "#010101", "#020202", "#030303", "#040404", "#050505"
 
 
@@ -20,7 +20,7 @@ CSS_COLOURS = {INK: "--muted", FAINT: "--line", BASE: "--base", SFT: "--sft", PP
 
 
 def stage_charts(name: str, history: Sequence[dict[str, Any]], metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """The curves of one trainer stage; those without a single point are left out."""
+    """Draw the curves of one training stage; curves without any point are left out."""
     if name == "ppo":
         panels = {
             "Reward model's score": {"objective/scores": "score"},
@@ -39,7 +39,7 @@ def stage_charts(name: str, history: Sequence[dict[str, Any]], metrics: dict[str
     for title, keys in panels.items():
         lines = {keys[key]: _points(history, key) for key in keys}
         before = metrics.get("eval_loss_before")
-        # The trainer's log starts after the measurement before training.
+        # The log has no entry for the measurement before training, so it is added as step 0.
         if is_number(before) and lines.get("unseen") and "eval_loss" in keys and lines["unseen"][0][0] > 0:
             lines["unseen"].insert(0, (0, before))
         lines = {legend: points for legend, points in lines.items() if points}
@@ -66,7 +66,7 @@ def _curves(
 
         for legend, points in lines.items():
             marker = "o" if len(points) < 2 or legend == "unseen" else None
-            # A line through two measurements would claim a course that nobody measured.
+            # A line between two measurements would suggest a course that was not measured.
             width = 0 if legend == "unseen" and len(points) < 3 else 1.3
             axes.plot(
                 *zip(*points, strict=True), color=colours[legend], marker=marker, markersize=2.6, linewidth=width
@@ -86,7 +86,7 @@ def _curves(
 
 
 def scores_chart(comparison: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Bars of the oracle's four scores on new combinations, or None without an oracle."""
+    """Draw bars of the oracle's four scores on new combinations; return None without an oracle."""
     rows = {row["model"]: row for row in comparison}
     bars = {MODELS[model]: [rows[model].get(f"oracle/{name}") for name in SCORES] for model in MODELS if model in rows}
     bars = {name: values for name, values in bars.items() if all(map(is_number, values))}
@@ -95,10 +95,12 @@ def scores_chart(comparison: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def minimal_pairs_chart(metrics: dict[str, Any]) -> dict[str, Any] | None:
-    """Bars of the accuracy on minimal pairs with the chance line, or None if they were not measured."""
+    """Draw bars of the accuracy on minimal pairs with the chance line; return None if it was not measured."""
     kinds = {"causal": "clm", "masked": "mlm"}
     skills = [
-        skill for skill in SKILLS if any(is_number(metrics.get(f"minimal_pairs/{k}/{skill}")) for k in kinds.values())
+        skill
+        for skill in SKILLS
+        if any(is_number(metrics.get(f"minimal_pairs/{kind}/{skill}")) for kind in kinds.values())
     ]
     bars = {name: [metrics.get(f"minimal_pairs/{kind}/{skill}") for skill in skills] for name, kind in kinds.items()}
     bars = {name: values for name, values in bars.items() if values and all(map(is_number, values))}
@@ -115,7 +117,7 @@ def _bars(
     colours: dict[str, str],
     chance: float | None = None,
 ) -> dict[str, Any]:
-    # Accuracies are shares; the oracle's scores are not, although both lie between 0 and 1.
+    # Accuracies are shown as percentages; the oracle's scores are not, although both lie between 0 and 1.
     def show_bar(value: float) -> str:
         return f"{value:.2f}" if chance is None else f"{value:.0%}"
 
@@ -156,15 +158,15 @@ def _best_of_n_chart(best: dict[int, float]) -> dict[str, Any]:
 
 
 def diagnostic_charts(diagnosis: dict[str, Any]) -> list[dict[str, Any]]:
-    """How sure the reward model may be, and how its accuracy grows with the distance of two ranks."""
+    """Draw the calibration of the reward model, and its accuracy by the difference of two ranks."""
     charts = []
     if curve := diagnosis.get("calibration"):
-        points = [(one["confidence"], one["mean"]) for one in curve]
+        points = [(point["confidence"], point["mean"]) for point in curve]
 
         def draw(axes: "Axes") -> None:
             axes.plot([0.5, 1], [0.5, 1], color=INK, linewidth=0.8, dashes=(3, 3))
-            for one in curve:
-                axes.plot([one["confidence"]] * 2, [one["low"], one["high"]], color=SFT, linewidth=1.2)
+            for point in curve:
+                axes.plot([point["confidence"]] * 2, [point["low"], point["high"]], color=SFT, linewidth=1.2)
             axes.plot(*zip(*points, strict=True), color=PPO, marker="o", markersize=2.6, linewidth=0)
             axes.set_xlabel("its own probability of being right")
 
@@ -183,13 +185,13 @@ def diagnostic_charts(diagnosis: dict[str, Any]) -> list[dict[str, Any]]:
 def overoptimisation_charts(
     ppo: Sequence[dict[str, float]], best_of_n: Sequence[dict[str, float]]
 ) -> list[dict[str, Any]]:
-    """True score and proxy reward over sqrt(KL): PPO, with best-of-n of the SFT model as the baseline."""
+    """Draw true score and proxy reward over sqrt(KL): PPO, and best-of-n of the SFT model as the baseline."""
     charts = []
     titles = {"true": "True score on unseen prompts", "proxy": "Reward model’s score on unseen prompts"}
     for key, title in titles.items() if len(ppo) > 1 else ():
         lines = {"PPO": (ppo, PPO), "best of n": (best_of_n, SFT)}
         lines = {
-            legend: ([(math.sqrt(one["kl"]), one[key]) for one in points], colour)
+            legend: ([(math.sqrt(point["kl"]), point[key]) for point in points], colour)
             for legend, (points, colour) in lines.items()
             if points
         }
@@ -215,7 +217,7 @@ def _chart(
     described: str,
     wide: bool = False,
 ) -> dict[str, Any]:
-    """One chart for the template: `svg` (trusted, from figures alone), `title`, `legends` and `described`."""
+    """Return a chart for the template: `svg` (trusted: it holds figures only), `title`, `legends`, `described`."""
     import io
 
     from markupsafe import Markup
@@ -251,11 +253,11 @@ def _chart(
 
 
 def _inline(svg: str) -> str:
-    # In HTML an SVG needs neither its prologue nor namespaces, and its size comes from the page.
+    # Inside HTML an SVG needs neither prologue nor namespaces, and the page sets its size.
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    # Groups are numbered per chart, and two of one page may not share an id.
+    # Every chart numbers its groups from 1, but ids must be unique in a page: remove them.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     for colour, variable in CSS_COLOURS.items():
         svg = svg.replace(colour, f"var({variable})")

@@ -9,7 +9,7 @@ from .figures import MODELS, is_number
 
 
 def run_checks(metrics: dict[str, dict[str, Any]], comparison: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the recipe must have reached. A check whose figures are missing is not listed.
+    """Run the checks that a recipe must pass. A check whose figures are missing is not listed.
 
     Args:
         metrics: stage -> its metrics.
@@ -50,7 +50,7 @@ def run_checks(metrics: dict[str, dict[str, Any]], comparison: list[dict[str, An
 
 
 def stale_inputs(lineage: dict[str, dict[str, str]], recipe_dir: Path) -> dict[str, list[str]]:
-    """Stage -> those of its inputs that are an earlier stage's `result.json` and have changed or gone since."""
+    """Return, for each stage, its inputs that are an earlier stage's `result.json` and have changed or disappeared."""
     return {
         name: [
             path
@@ -62,14 +62,14 @@ def stale_inputs(lineage: dict[str, dict[str, str]], recipe_dir: Path) -> dict[s
 
 
 def _is_unchanged(path: Path, digest: str, recipe_dir: Path) -> bool:
-    # Paths are recorded relative to where the stage ran; the recipe's folder may have been moved since.
+    # Paths are recorded relative to the folder in which the stage ran; the recipe's folder may have moved since.
     if path.parent.parent.name == recipe_dir.resolve().name:
         path = recipe_dir / path.parent.name / RESULT
     return path.is_file() and sha256(path) == digest
 
 
 def lineage_check(lineage: dict[str, dict[str, str]], stale: dict[str, list[str]]) -> list[dict[str, Any]]:
-    """The check that every stage used the results that are there now; empty if no stage used another's."""
+    """Check that every stage used the present results of earlier stages; the list is empty if no stage used any."""
     count = sum(Path(path).name == RESULT for inputs in lineage.values() for path in inputs)
     if not count:
         return []

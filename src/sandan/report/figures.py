@@ -1,4 +1,4 @@
-"""The figures of a report: their names, their groups and how they are written."""
+"""The figures of a report: their names, their groups and their formatting."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 MODELS = {"base": "Base", "sft": "SFT", "ppo": "PPO"}
 
 
-# The name of every figure that readers meet: key (without its group's prefix) -> label.
+# The name of every figure in the report: key (without the prefix of its group) -> label.
 LABELS = {
     "correct": "right in every respect",
     "score": "mean of the four scores",
@@ -57,11 +57,11 @@ PERCENTAGES = ("correct", "accuracy", "share", "agreement", "consistency", "bias
 
 
 def comparison_table(comparison: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
-    """The table base | SFT | PPO as text.
+    """Return the table base | SFT | PPO as text.
 
     Returns:
-        `tuple`: the models there are, and groups of `title` and `rows`; a row is its `label` and its `cells`, a cell
-        the figure and its 95% interval ("" if it has none).
+        `tuple`: the models that were compared, and groups of `title` and `rows`. A row has a `label` and `cells`; a
+        cell is the figure and its 95% interval ("" if it has none).
     """
     by_model = {row["model"]: row for row in comparison}
     models = [model for model in MODELS if model in by_model]
@@ -89,7 +89,7 @@ def _cell(row: dict[str, Any], key: str) -> tuple[str, str]:
 
 
 def headline(report: dict[str, Any]) -> dict[str, Any]:
-    """The one result to remember: the same figure for base, SFT and PPO.
+    """Return the main result: the same figure for base, SFT and PPO.
 
     Returns:
         `dict`: `text` ("29% → 61% → 97% ..."), `caption` and `steps`, each with `name`, `value`, `interval` and
@@ -107,7 +107,8 @@ def headline(report: dict[str, Any]) -> dict[str, Any]:
         values = [row.get(key) for row in rows]
         if not values or not all(is_number(value) and math.isfinite(value) for value in values):
             continue
-        # Shares rise from zero. A reward has no zero: there, the lowest step is a quarter of the highest.
+        # The oracle's scores start at zero. Other figures have no natural zero: their lowest step is a quarter as high
+        # as the highest.
         low, high = (0.0, 1.0) if key.startswith("oracle") else (min(values), max(values))
         floor = 0.0 if key.startswith("oracle") else 0.25
         steps = [
@@ -125,18 +126,18 @@ def headline(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def label(key: str) -> str:
-    """What readers call a metric."""
+    """Return the name of a metric for readers."""
     name = key.partition("/")[2] if key.startswith(tuple(GROUPS.values())) else key
     return LABELS.get(name, name.replace("_", " "))
 
 
 def is_number(value: Any) -> bool:
-    """Whether a metric is there; a NaN counts as there, so that no check passes for lack of it."""
+    """Return whether a metric is a number. NaN counts, so that its check fails instead of being left out."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def show(key: str, value: Any) -> str:
-    """A metric as text: shares as percentages, everything else with three digits or so."""
+    """Return a metric as text: shares as percentages, other numbers with about three digits."""
     if not is_number(value):
         return "–" if value is None else str(value)
     if key.removesuffix("_low").removesuffix("_high").endswith(PERCENTAGES) or key.startswith("minimal_pairs/"):
@@ -149,7 +150,7 @@ def show(key: str, value: Any) -> str:
 
 
 def show_duration(seconds: float) -> str:
-    """`3725.4` -> `1 h 2 min`; seconds are shown below ten minutes."""
+    """Return a duration as text, `3725.4` as `1 h 2 min`; seconds are shown below ten minutes."""
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -159,7 +160,7 @@ def show_duration(seconds: float) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The same JSON with null for NaN and infinity, which JSON does not have."""
+    """Replace NaN and infinity, which JSON does not have, with None."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The report as one self-contained page."""
+"""The report as one self-contained HTML page."""
 
 import re
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ def render_html(
     samples: Sequence[dict[str, Any]] = (),
     details: dict[tuple[str, str], Any] | None = None,
 ) -> str:
-    """The report as one page that asks for nothing from outside.
+    """Render the report as one HTML page that loads nothing from outside.
 
     Args:
-        report: what `report.json` holds.
-        histories: trainer stage -> its `log_history`.
+        report: the content of `report.json`.
+        histories: training stage -> its `log_history`.
         samples: prompts with each model's answer. They are untrusted: the template escapes everything.
-        details: (stage, file) -> what that further JSON file of the stage holds.
+        details: (stage, file) -> the content of that further JSON file of the stage.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -53,11 +53,11 @@ def render_html(
         steps=training_steps(report, histories, details or {}),
         samples=by_group,
         titles={name: row.title for name, row in STAGES.items()},
-        wall_seconds=sum(one["wall_seconds"] for one in report["stages"].values()),
-        devices=list(dict.fromkeys(one["device"] for one in report["stages"].values())),
+        wall_seconds=sum(stage["wall_seconds"] for stage in report["stages"].values()),
+        devices=list(dict.fromkeys(stage["device"] for stage in report["stages"].values())),
         all_metrics={
-            name: [(key, show(key, value)) for key, value in one["metrics"].items()]
-            for name, one in report["stages"].items()
+            name: [(key, show(key, value)) for key, value in stage["metrics"].items()]
+            for name, stage in report["stages"].items()
         },
     )
 
@@ -68,7 +68,7 @@ def _show_date(iso: str) -> str:
 
 
 def _language(sample: dict[str, Any]) -> str:
-    # Kanji alone are drawn with Chinese glyphs unless the page says that they are Japanese.
+    # Browsers draw kanji with Chinese glyphs unless the page says that the text is Japanese.
     text = "".join(str(sample.get(key) or "") for key in ("prompt", *MODELS))
     return "ja" if re.search(r"[\u3040-\u30ff]", text) else "en"
 
@@ -76,7 +76,7 @@ def _language(sample: dict[str, Any]) -> str:
 def training_steps(
     report: dict[str, Any], histories: dict[str, list[dict[str, Any]]], details: dict[tuple[str, str], Any]
 ) -> list[dict[str, Any]]:
-    """The three steps, each with its stages' key figures and charts; a stage that did not run is left out."""
+    """Return the three training steps with key figures and charts of their stages, without stages that did not run."""
     keys = {
         "pretrain": ("parameters", "eval_bits_per_byte", "untrained_bits_per_byte"),
         "pretrain_mlm": ("parameters", "eval_loss", "eval_loss_before"),
@@ -132,20 +132,20 @@ def training_steps(
 
 
 def annotator_rows(analysis: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The annotators of `agreement.json` as text; names and remarks are untrusted as all else."""
+    """Return the annotators of `agreement.json` as text; names and remarks are untrusted, like all text."""
 
     def cell(found: dict[str, float] | None) -> str:
         return f"{found['mean']:.1%}" if found else "–"
 
     return [
         {
-            "name": one["annotator"],
-            "kind": one["kind"],
-            "judgements": f"{one['judgements']:,}",
-            "seconds": "–" if one["seconds"] is None else f"{one['seconds']:.1f}",
-            "agreement": cell(one["agreement"]),
-            "self_consistency": cell(one["self_consistency"]),
-            "remarks": "; ".join(one["remarks"]),
+            "name": row["annotator"],
+            "kind": row["kind"],
+            "judgements": f"{row['judgements']:,}",
+            "seconds": "–" if row["seconds"] is None else f"{row['seconds']:.1f}",
+            "agreement": cell(row["agreement"]),
+            "self_consistency": cell(row["self_consistency"]),
+            "remarks": "; ".join(row["remarks"]),
         }
-        for one in (analysis or {}).get("annotators", [])
+        for row in (analysis or {}).get("annotators", [])
     ]

@@ -1,4 +1,4 @@
-"""The report as plain text."""
+"""The report as plain text for the terminal."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from .figures import MODELS, comparison_table, headline
 
 
 def render_table(report: dict[str, Any], samples: Sequence[dict[str, Any]] = (), shown: int = 3) -> str:
-    """The comparison, the checks and a few answers as aligned plain text."""
+    """Return the comparison, the checks and a few sample answers as aligned plain text."""
     models, groups = comparison_table(report["comparison"])
     lines = [["", *(MODELS[model] for model in models)]]
     for group in groups:
@@ -22,7 +22,9 @@ def render_table(report: dict[str, Any], samples: Sequence[dict[str, Any]] = (),
     for check in report["checks"]:
         text += f"\n{'ok    ' if check['passed'] else 'FAILED'}  {check['name']}: {check['detail']}"
     for sample in samples[:shown]:
-        text += "\n\n" + aligned([["prompt", "", _clip(sample["prompt"])]] + [_answer(sample, m) for m in models])
+        text += "\n\n" + aligned(
+            [["prompt", "", _clip(sample["prompt"])]] + [_answer(sample, model) for model in models]
+        )
     return f"\n{report['recipe']}: {headline(report)['text']}\n\n{text}\n"
 
 

@@ -1,4 +1,4 @@
-"""The gate before PPO: can the reward model pick good answers from samples?"""
+"""The gate before PPO: a test whether the reward model can pick good answers from samples."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -23,7 +23,7 @@ BEST_OF = (1, 2, 4, 8)
 
 @dataclass
 class RewardArguments:
-    """How the reward model is judged before PPO may use it."""
+    """Settings of the reward stage: extra and weighted pairs, and the test before PPO may use the model."""
 
     oracle: Literal["world", "none"] = field(
         default="none", metadata={"help": "Who judges best-of-n: the embedded world's oracle, or nobody."}
@@ -53,7 +53,7 @@ class RewardArguments:
 
 
 def best_of_n(true_scores: np.ndarray, proxy_scores: np.ndarray) -> dict[int, np.ndarray]:
-    """For each n: the true score `(prompts,)` of the answer that the proxy picks among the first n samples.
+    """Return, for each n, the true score `(prompts,)` of the answer that the proxy picks among the first n samples.
 
     Args:
         true_scores, proxy_scores: `(prompts, samples)`, samples in the order drawn.
@@ -63,7 +63,7 @@ def best_of_n(true_scores: np.ndarray, proxy_scores: np.ndarray) -> dict[int, np
 
 
 def check_gate(curve: dict[int, np.ndarray], least_gain: float) -> dict[str, float]:
-    """The best-of-n curve as metrics.
+    """Return the best-of-n curve as metrics, and refuse a reward model that cannot pick good answers.
 
     Raises:
         GateError: if best-of-8 is not clearly better than best-of-1. A reward model that cannot pick good answers from
@@ -75,8 +75,9 @@ def check_gate(curve: dict[int, np.ndarray], least_gain: float) -> dict[str, flo
     metrics |= {"best_of_n/gain": gain, "best_of_n/gain_low": low}
     if low <= 0 or gain < least_gain:
         raise GateError(
-            f"best-of-{most} by the reward model is not clearly better than best-of-1: oracle score {metrics['best_of_n/1']:.3f} "
-            f"-> {metrics[f'best_of_n/{most}']:.3f}, gain {gain:+.3f} [{low:+.3f}, {high:+.3f}], {least_gain:+.3f} asked; "
+            f"best-of-{most} by the reward model is not clearly better than best-of-1: "
+            f"oracle score {metrics['best_of_n/1']:.3f} -> {metrics[f'best_of_n/{most}']:.3f}, "
+            f"gain {gain:+.3f} [{low:+.3f}, {high:+.3f}], {least_gain:+.3f} asked; "
             "PPO would exploit it: rank more prompts, or train SFT longer so that candidates hold good answers"
         )
     return metrics
@@ -85,7 +86,11 @@ def check_gate(curve: dict[int, np.ndarray], least_gain: float) -> dict[str, flo
 def gate(
     args: RewardArguments, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", sft_path: str, stage: Stage
 ) -> dict[str, float]:
-    """Sample from the SFT model on unseen prompts, let the reward model pick, let the oracle judge: [`check_gate`]."""
+    """Sample from the SFT model on unseen prompts, let the reward model pick answers and the oracle judge them.
+
+    Raises:
+        GateError: as [`check_gate`].
+    """
     from ..world.oracle import judge
 
     rows = read_jsonl(stage.add_input(args.best_of_n_prompt_file), columns=[("prompt",)])[: args.best_of_n_prompts]

@@ -1,4 +1,4 @@
-"""What is reported of a reward model: accuracy beside its ceiling, length bias, and the best-of-n curve."""
+"""Metrics of a reward model: accuracy and its ceiling, length bias, calibration, and the scale of its scores."""
 
 import itertools
 import json
@@ -15,19 +15,19 @@ from ..data.chat import prompt_id, text_of
 from ..models.rendering import encode_answers
 from ..models.score_scale import ScoreScale
 from ..models.scoring import score_rows
-from ..preference.agreement import Order, compare, interval, pairwise_agreement
+from ..preference.agreement import Order, compare_orders, interval, pairwise_agreement
 
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Their answers tell a mean to a few hundredths of a deviation.
+# The answers of so many pairs give the mean with an error of a few hundredths of a standard deviation.
 SCALE_PAIRS = 1000
 
 
 def init_head(head: "nn.Linear", seed: int) -> None:
-    """Draw the score head from N(0, 1/sqrt(d + 1)), as Stiennon et al. 2020 and Huang et al. 2024 (arXiv 2403.17031) do."""
+    """Draw the score head from N(0, 1/sqrt(d + 1)) (Stiennon et al. 2020; Huang et al. 2024, arXiv 2403.17031)."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -43,10 +43,10 @@ def pair_metrics(
     rejected_tokens: Sequence[int],
     groups: Sequence[str],
 ) -> dict[str, float]:
-    """Held-out metrics of scored pairs.
+    """Return metrics of scored held-out pairs.
 
     Args:
-        chosen, rejected: scores, one a pair.
+        chosen, rejected: scores, one per pair.
         chosen_tokens, rejected_tokens: lengths in tokens; only their difference counts.
         groups: the pairs' prompt ids; pairs of one prompt are resampled together.
     """
@@ -70,7 +70,11 @@ def pair_metrics(
 def evaluate_pairs(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[dict[str, Any]], oracle: str
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Score held-out preference rows: [`pair_metrics`] with the ceiling where there is an oracle, and [`diagnose`]."""
+    """Score held-out preference rows.
+
+    Returns:
+        `tuple`: [`pair_metrics`], with the ceiling if there is an oracle, and [`diagnose`].
+    """
     prompts = [row.get("prompt", [] if isinstance(row["chosen"], list) else "") for row in rows]
     tokens = {
         side: encode_answers(tokenizer, prompts, [text_of(row[side]) for row in rows])
@@ -97,21 +101,21 @@ def evaluate_pairs(
 def diagnose(
     margins: np.ndarray, longer: np.ndarray, groups: Sequence[str], rows: Sequence[dict[str, Any]], bins: int = 10
 ) -> dict[str, Any]:
-    """Where a reward model is right and how sure it may be.
+    """Measure where a reward model is right, and how well its confidence matches its accuracy.
 
     Args:
-        margins: score of the chosen minus that of the rejected answer, one a pair.
-        longer: tokens by which the chosen answer is longer.
+        margins: score of the chosen minus score of the rejected answer, one per pair.
+        longer: number of tokens by which the chosen answer is longer.
         groups: prompt ids; pairs of one prompt are resampled together.
-        rows: the pairs; `annotator` and `margin` (difference of ranks) are used where they are there.
-        bins: points of the calibration curve, each of equally many pairs.
+        rows: the pairs; `annotator` and `margin` (difference of ranks) are used if present.
+        bins: number of points of the calibration curve, each of equally many pairs.
 
     Returns:
-        `dict`, JSON types only; accuracies come as `mean`, `low`, `high`, `count`:
+        `dict`, JSON types only; an accuracy has `mean`, `low`, `high`, `count`:
         `calibration`: `confidence` (the model's own probability sigmoid(|margin|) that it is right) and accuracy;
         `calibration_error`: mean distance of the two; `by_annotator`; `by_rank_difference`; `by_length` (the chosen
-        answer is `longer`, `shorter`, of the `same` length); `human_agreement`: how often two people who judged the same
-        two of these answers agree, which is what a person would reach as a reward model. None where nobody overlaps.
+        answer is `longer`, `shorter`, or of the `same` length); `human_agreement`: how often two annotators of a pair
+        agree, which is the accuracy of a person as a reward model (None if no two annotators share a pair).
     """
     right = np.where(margins == 0, 0.5, margins > 0)
     confidence = 1 / (1 + np.exp(-np.abs(margins)))
@@ -126,7 +130,7 @@ def diagnose(
 
     parts = [part for part in np.array_split(np.argsort(confidence, kind="stable"), bins) if len(part)]
     curve = [{"confidence": float(confidence[part].mean()), **accuracy(part)} for part in parts]
-    error = sum(one["count"] * abs(one["confidence"] - one["mean"]) for one in curve) / len(margins)
+    error = sum(point["count"] * abs(point["confidence"] - point["mean"]) for point in curve) / len(margins)
     known = [row for row in rows if row.get("annotator")]
     orders = [
         Order(group, row["annotator"], text_of(row["chosen"]), text_of(row["rejected"]))
@@ -139,12 +143,12 @@ def diagnose(
         "by_annotator": split([row["annotator"] for row in rows]) if len(known) == len(rows) else {},
         "by_rank_difference": split([row["margin"] for row in rows]) if all("margin" in row for row in rows) else {},
         "by_length": split(np.where(longer > 0, "longer", np.where(longer < 0, "shorter", "same"))),
-        "human_agreement": pairwise_agreement(compare(orders)),
+        "human_agreement": pairwise_agreement(compare_orders(orders)),
     }
 
 
 def ceiling_accuracy(rows: Sequence[dict[str, Any]], judge: Callable[[Any, str], Any]) -> float:
-    """Accuracy on these noisy pairs of someone who knows the truth; pairs of truly equal answers count half."""
+    """Return the accuracy of a perfect judge on these noisy pairs; pairs of truly equal answers count half."""
 
     def order(row: dict[str, Any]) -> float:
         chosen, rejected = (judge(row["prompt"], text_of(row[side])).score for side in ("chosen", "rejected"))
@@ -156,13 +160,13 @@ def ceiling_accuracy(rows: Sequence[dict[str, Any]], judge: Callable[[Any, str],
 def store_scale(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Iterable[dict[str, Any]], folder: Path
 ) -> dict[str, float]:
-    """Measure the scale of a reward model over the answers of preference pairs, and keep it in the saved model.
+    """Measure the scale of a reward model over the answers of preference pairs, and store it in the saved model.
 
-    In the chain these answers are samples of the SFT model, where PPO begins: its mean score is then 0.
+    In a recipe these answers are samples of the SFT model, from which PPO starts, so that its mean score is then 0.
 
     Args:
-        rows: the first `SCALE_PAIRS` are used.
-        folder: where the model was saved; beside it, in `adapter/`, its adapter.
+        rows: pairs, of which the first `SCALE_PAIRS` are used.
+        folder: the folder of the saved model; `adapter/` in it holds its adapter, if it has one.
 
     Returns:
         `score_mean` and `score_deviation`, of raw scores.
@@ -181,7 +185,7 @@ def store_scale(
 
 
 def check_disjoint(train: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]) -> None:
-    """Raise [`UserError`] if a prompt, by its `prompt_id` or by its words, is in both splits: its answers would leak."""
+    """Raise [`UserError`] if a prompt is in both splits, by `prompt_id` or by text: its answers would leak."""
     for name in (prompt_id, _prompt_words):
         shared = set(map(name, train)) & set(map(name, held_out)) - {None, ""}
         if shared:
@@ -191,7 +195,7 @@ def check_disjoint(train: Sequence[dict[str, Any]], held_out: Sequence[dict[str,
 
 
 def _prompt_words(row: dict[str, Any]) -> str | None:
-    # Without a prompt of its own, a pair of conversations holds it in all turns but the last.
+    # A pair of conversations without a column `prompt` has its prompt in all turns but the last.
     chosen = row.get("chosen")
     prompt = row.get("prompt", chosen[:-1] if isinstance(chosen, list) else None)
     return json.dumps(prompt, ensure_ascii=False) if prompt else None

@@ -1,4 +1,4 @@
-"""Show what reward training makes of the first pairs, and what its model takes."""
+"""Preview of reward training for a dry run: the first pairs as tokens, and the size of the model."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,9 +1,9 @@
-"""`trl.RewardTrainer` for rankings: the pairs of a prompt share a batch, and each answer in it is run once.
+"""`trl.RewardTrainer` for rankings: the pairs of a prompt share a batch, which runs each answer only once.
 
-A ranking of K answers gives K(K-1)/2 pairs, so pairwise training runs every answer K-1 times, and once more for each
-further annotator. Keeping a prompt's pairs together, as InstructGPT does (arXiv 2203.02155, section 3.5), makes the
-repeats fall into one batch, where they cost nothing; the loss is that of `trl.RewardTrainer`. With a column `weight` it
-is InstructGPT's: see [`prompt_weights`].
+A ranking of K answers gives K(K-1)/2 pairs, so pairwise training runs every answer K-1 times, and more if several
+annotators ranked it. If a prompt's pairs stay together, as in InstructGPT (arXiv 2203.02155, section 3.5), the repeats
+are in one batch, where they cost nothing. The loss is that of `trl.RewardTrainer`; with a column `weight` it is
+InstructGPT's: see [`prompt_weights`].
 """
 
 import functools
@@ -27,12 +27,12 @@ from ..training.unpadded_trainer import FlatTrainer
 
 
 class GroupedSampler(Sampler[int]):
-    """Row indices, group by group, the groups in an order that is a pure function of (seed, epoch).
+    """A sampler of row indices, group by group; the order of the groups is a pure function of (seed, epoch).
 
     Args:
         groups: the group of each row.
-        lengths: of each row. If given, groups of like length follow each other, so that their batches have less padding:
-            each slice of about `sorted_rows` rows is sorted by the longest row, longest first.
+        lengths: the length of each row. If given, groups of similar length follow each other, so that batches have
+            less padding: each slice of about `sorted_rows` rows is sorted by the longest row, longest first.
     """
 
     sorted_rows = 4096
@@ -46,7 +46,7 @@ class GroupedSampler(Sampler[int]):
         self.seed, self.epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate at the start of each epoch."""
+        """Set the epoch; accelerate calls this at the start of each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -58,23 +58,23 @@ class GroupedSampler(Sampler[int]):
         if self.longest:
             size = max(self.sorted_rows * len(self.members) // self.rows, 1)
             slices = [order[start : start + size] for start in range(0, len(order), size)]
-            order = [group for one in slices for group in sorted(one, key=self.longest.__getitem__, reverse=True)]
+            order = [group for part in slices for group in sorted(part, key=self.longest.__getitem__, reverse=True)]
         for group in order:
             yield from self.members[group]
 
 
 def prompt_weights(groups: Sequence[str]) -> list[float]:
-    """A weight for each pair, such that all pairs of a prompt count as one; their mean is 1.
+    """Return a weight for each pair, such that all prompts have the same total weight; the mean weight is 1.
 
-    InstructGPT (arXiv 2203.02155, eq. 1) divides a prompt's loss by its number of pairs K(K-1)/2: with nine answers a
-    prompt would else count 36 times as much as with two.
+    InstructGPT (arXiv 2203.02155, eq. 1) divides a prompt's loss by its number of pairs K(K-1)/2. Otherwise a prompt
+    with nine answers would count 36 times as much as one with two.
     """
     pairs = Counter(groups)
     return [len(groups) / (len(pairs) * pairs[group]) for group in groups]
 
 
 class Remembering:
-    """A tokenizer that is asked for the same rows again and again: each answer of a ranking is in many pairs."""
+    """A tokenizer that caches its results, because each answer of a ranking is in many pairs."""
 
     max_rows = 1 << 16
 
@@ -83,12 +83,12 @@ class Remembering:
         self.seen: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("tokenizer", "seen"):  # not there yet while it is unpickled
+        if name in ("tokenizer", "seen"):  # not set yet while unpickling
             raise AttributeError(name)
         return getattr(self.tokenizer, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        # What was seen is no part of what `datasets` knows a prepared dataset by.
+        # The cache must not enter the fingerprint by which `datasets` recognises a prepared dataset.
         return {"tokenizer": self.tokenizer, "seen": {}}
 
     def __call__(self, **kwargs: Any) -> Any:
@@ -107,14 +107,14 @@ class Remembering:
 
 
 class GroupedRewardTrainer(FlatTrainer, RewardTrainer):
-    """[`trl.RewardTrainer`] that keeps rows of one `prompt_id` together and runs repeated answers once.
+    """A [`trl.RewardTrainer`] that keeps rows of one `prompt_id` together and runs repeated answers once.
 
-    Training rows may have a column `weight`, by which their losses are multiplied.
+    Training rows may have a column `weight`, by which their loss is multiplied.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        # A model that was a reward model before has another scale from now on.
+        # Reset the score scale: a model that was a reward model before still has its old one.
         ScoreScale().store(self.model.config)
         if self.flat:
             score_segments(self._base_model())
@@ -136,7 +136,8 @@ class GroupedRewardTrainer(FlatTrainer, RewardTrainer):
             self._signature_columns.append("weight")
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        # Trainer has dropped the column from the `train_dataset` it passes here, and would sort by a column `input_ids`.
+        # The `train_dataset` passed by `Trainer` lacks the column `prompt_id`, and `Trainer` would sort by a column
+        # `input_ids`, which pairs do not have.
         by_length = self.args.train_sampling_strategy == "group_by_length"
         grouped = "prompt_id" in (self.train_dataset.column_names or ())
         if not (grouped or by_length):
@@ -149,7 +150,7 @@ class GroupedRewardTrainer(FlatTrainer, RewardTrainer):
         return GroupedSampler(groups, self.args.seed, lengths)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
-        # Trainer's looks for a column `input_ids` to sort by.
+        # The sampler of `Trainer` would sort by a column `input_ids`, which pairs do not have.
         by_length = self.args.train_sampling_strategy == "group_by_length"
         return SequentialSampler(eval_dataset) if by_length else super()._get_eval_sampler(eval_dataset)
 
@@ -160,7 +161,7 @@ class GroupedRewardTrainer(FlatTrainer, RewardTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
-        """The pairwise loss of a batch of [`DistinctRows`]."""
+        """Return the pairwise loss of a batch of [`DistinctRows`]."""
         rows, place = dict(inputs), inputs["place"]
         pairs = {name: rows.pop(name) for name in ("weight", "margin") if name in rows}
         del rows["place"]
@@ -172,7 +173,7 @@ class GroupedRewardTrainer(FlatTrainer, RewardTrainer):
             return outputs
 
         weights = pairs.pop("weight", None)
-        # Of the mask, TRL takes nothing but how many tokens there are.
+        # TRL uses the mask only to count tokens.
         counted = pairs | {"attention_mask": tokens[place]}
         loss, outputs = super().compute_loss(run_once, counted, True, num_items_in_batch)
         if weights is not None:
@@ -183,15 +184,15 @@ class GroupedRewardTrainer(FlatTrainer, RewardTrainer):
 
 
 class DistinctRows:
-    """Collates pairs so that each distinct row is there once.
+    """A collator of pairs that puts each distinct row into the batch once.
 
-    A batch has `place` `(2 * pairs,)`, the row of each chosen answer, then of each rejected one; the rows `input_ids`
-    with what the model needs to read them, `(rows, seq)` padded or `(1, tokens)` flat; and `margin` and `weight`
-    `(pairs,)`, where the examples have them.
+    A batch has `place` `(2 * pairs,)`, the row of each chosen answer, then of each rejected one; the rows `input_ids`,
+    `(rows, seq)` padded or `(1, tokens)` flat, with the mask or the segments that the model needs; and `margin` and
+    `weight` `(pairs,)`, if the examples have them.
 
     Args:
         flat: whether rows follow each other without padding.
-        pad_token_id, pad_to_multiple_of: of padded rows.
+        pad_token_id, pad_to_multiple_of: the padding of rows that are not flat.
     """
 
     def __init__(self, flat: bool, pad_token_id: int, pad_to_multiple_of: int | None = None):
@@ -200,7 +201,7 @@ class DistinctRows:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         distinct: dict[tuple[int, ...], int] = {}
         asked = (tuple(example[side]) for side in ("chosen_ids", "rejected_ids") for example in examples)
-        # First, because Trainer takes the length of the first tensor for the size of the batch.
+        # `place` comes first because `Trainer` takes the length of the first tensor as the batch size.
         batch: dict[str, Any] = {"place": torch.tensor([distinct.setdefault(ids, len(distinct)) for ids in asked])}
         batch |= self._flat(list(distinct)) if self.flat else self._padded(list(distinct))
         for name in ("margin", "weight"):
@@ -221,16 +222,20 @@ class DistinctRows:
 
 
 def score_segments(model: PreTrainedModel) -> None:
-    """Let a sequence classifier given `cu_seq_lens_q` score the last token of each segment: logits `(segments, 1)`."""
+    """Let a sequence classifier that is given `cu_seq_lens_q` score the last token of each segment.
+
+    Its logits are then `(segments, 1)`.
+    """
     forward = type(model).forward
 
     @functools.wraps(forward)
     def scored(self: PreTrainedModel, *args: Any, cu_seq_lens_q: torch.Tensor | None = None, **kwargs: Any) -> Any:
         if cu_seq_lens_q is None:
             return forward(self, *args, **kwargs)
-        kwargs = {name: value for name, value in kwargs.items() if value is not None}  # PEFT names what is not there
+        # PEFT passes absent arguments as None.
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
         hidden = self.base_model(*args, cu_seq_lens_q=cu_seq_lens_q, **kwargs).last_hidden_state
         return SequenceClassifierOutputWithPast(logits=self.score(hidden[0, cu_seq_lens_q[1:] - 1]))
 
-    # A method, so that a deep copy (PPO's critic of a reward model) runs its own weights and not this model's.
+    # Bound as a method, so that a deep copy (PPO's critic, made from a reward model) uses its own weights.
     model.forward = MethodType(scored, model)

@@ -1,4 +1,4 @@
-"""The one entry point of every `scripts/<stage>.py`: parse, open the stage, run it, turn mistakes into one line."""
+"""The entry point of every `scripts/<stage>.py`: parse, open the stage, run it, report mistakes in one line."""
 
 import contextlib
 import gc
@@ -26,14 +26,15 @@ def run(
 
     Args:
         main: the stage. Its module's docstring opens the `--help` text.
-        dataclass_specs: dataclasses, or `"module:Class"` for those whose import takes seconds (they hold
-            `transformers.TrainingArguments`): `--help` names them, `--help_all` imports them and lists their fields.
-        stage: false for a program that makes no stage's folder; it is called as `main(*values)`.
-        preview: of a stage that trains: the module that shows its rows and sizes in a dry run (see
+        dataclass_specs: dataclasses, or `"module:Class"` for those whose import takes seconds (they import
+            `transformers.TrainingArguments`): `--help` only names them, `--help_all` imports them and lists their
+            fields.
+        stage: false for a program without a stage folder; it is called as `main(*values)`.
+        preview: for a stage that trains, the module that shows its rows and sizes in a dry run (see
             [`sandan.training.preview`]).
 
-    Exit codes: 0 done, 1 a gate was not reached, training diverged or the program failed, 2 a mistake the user can
-    mend, 75 stopped by SIGTERM or SIGINT (the same command goes on).
+    Exit codes: 0 done; 1 a gate was not passed, training diverged or the program failed; 2 a mistake that the user can
+    correct; 75 stopped by SIGTERM or SIGINT (the same command resumes the run).
     """
     # Set before any Hugging Face import reads them.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -45,10 +46,10 @@ def run(
 
 
 def guarded(action: Callable[[], None], interruptible: bool = True) -> None:
-    """Call `action`; what ends it early becomes one line and an exit code, as [`run`] says.
+    """Call `action`; if an error or a signal ends it, print one line and exit with the code given in [`run`].
 
     Args:
-        interruptible: whether SIGTERM and SIGINT are taken over; a server ends by them in its own way.
+        interruptible: whether to handle SIGTERM and SIGINT here. A server handles them itself.
     """
     line, code = "", 0
     try:
@@ -66,20 +67,20 @@ def guarded(action: Callable[[], None], interruptible: bool = True) -> None:
             raise
         line = f"error: {getattr(error, 'filename', None) or 'a file'}: cannot be read or written: {problem}"
         code = 2
-    # Here, where no exception holds the trainer any more.
-    _part(together=code in (0, interruption.REQUEUE_EXIT_CODE))
+    # Run after the except blocks, so the traceback no longer keeps the trainer alive.
+    _destroy_process_group(together=code in (0, interruption.REQUEUE_EXIT_CODE))
     if code:
-        _leave(line, code)
+        _exit(line, code)
 
 
-def _part(together: bool) -> None:
-    """Take leave of the other processes, if there are any.
+def _destroy_process_group(together: bool) -> None:
+    """Destroy the process group, if there is one.
 
-    torch may abort a process that exits as one of a group, and one that takes apart a model of several processes while
-    the interpreter ends can wait forever for torch's own threads.
+    torch may abort a process that exits while it belongs to a group. A process that frees a distributed model while
+    the interpreter shuts down can wait forever for torch's own threads, so the model is freed before.
 
     Args:
-        together: whether all of them leave.
+        together: whether all processes of the group exit now. If not, the group is left as it is.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
@@ -88,7 +89,7 @@ def _part(together: bool) -> None:
             distributed.destroy_process_group()
 
 
-def _leave(line: str, code: int) -> NoReturn:
+def _exit(line: str, code: int) -> NoReturn:
     if is_main_process():
         print(line, file=sys.stderr)
     sys.exit(code)
@@ -133,8 +134,8 @@ def _run(
         print(DryRun(stage, values, parser.origins, main.__globals__.get("COLUMNS"), shown).report())
         return
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        # Else ZeRO-3 takes models apart while they are made (`zero3_init_flag: false` is not looked at), and the first
-        # weights are no longer those of one process.
+        # Otherwise ZeRO-3 shards models while they are created (it ignores `zero3_init_flag: false`), and the initial
+        # weights differ from those of a run with one process.
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         unset_hf_deepspeed_config()
@@ -154,9 +155,9 @@ def _run(
 
 @contextlib.contextmanager
 def pushed(stage: Stage, kind: str, values: Sequence[Any]) -> Iterator[None]:
-    """Push the stage's folder after the block, if its settings say `push_to_hub`; rights are checked before it.
+    """Push the stage's folder after the block if `push_to_hub` is set; check the rights to do so before the block.
 
-    Trainer's own push is off: it would upload pickled files, and before the run is known to be whole.
+    The push of `Trainer` is switched off: it would upload pickled files, and do so before the run has succeeded.
     """
     if not stage.config.get("push_to_hub"):
         yield
@@ -181,7 +182,7 @@ def pushed(stage: Stage, kind: str, values: Sequence[Any]) -> Iterator[None]:
 
 
 def options_of(preview: str | None) -> type[RunArguments]:
-    """Return the options of every stage, or of one that trains: such a stage has a preview."""
+    """Return the class of run options: a stage with a preview trains, and has more options."""
     return RunArguments if preview is None else TrainingRunArguments
 
 

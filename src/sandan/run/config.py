@@ -1,8 +1,8 @@
-"""Strict configuration: YAML and command line into dataclasses, where a typo never passes.
+"""Strict configuration: parse YAML and the command line into dataclasses, and refuse every typo.
 
-`trl.TrlParser` does the parsing. What it lets through is refused here, each with file, line, key and the nearest
-valid name: unknown or misspelt keys, abbreviations, duplicate keys, wrong types, keys that recent releases removed,
-and tokens (which belong in the environment, never in a file or on a command line).
+`trl.TrlParser` does the parsing. Mistakes that it accepts are refused here, with file, line, key and the nearest valid
+name: unknown or misspelt keys, abbreviations, duplicate keys, wrong types, keys that recent releases removed, and
+tokens (which belong in the environment, never in a file or on a command line).
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from trl import TrlParser
 from ..core.errors import UserError
 
 
-# Keys that recent transformers and trl releases removed or renamed, with what to write instead.
+# Keys that recent transformers and trl releases removed or renamed, and their replacement.
 REMOVED_KEYS = {
     "evaluation_strategy": "eval_strategy",
     "fp16_backend": "fp16",
@@ -46,7 +46,7 @@ REMOVED_KEYS = {
 }
 TOKEN_KEYS = {"hub_token", "token", "hf_token", "push_to_hub_token"}
 
-# Settings that a stage cannot be trusted with: the values that may be given, and what to do instead.
+# Settings that would break what a stage promises: the values that are allowed, and the reason or the alternative.
 REFUSED = {
     "enable_jit_checkpoint": (
         (False,),
@@ -60,7 +60,7 @@ REFUSED = {
     "trust_remote_code": ((False,), "no code from the Hub is run; use an architecture of transformers"),
 }
 
-# Smallest value of numbers whose type alone would let nonsense through.
+# Smallest sensible value of numbers; the type alone would accept nonsense.
 SMALLEST = {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
@@ -79,7 +79,7 @@ SMALLEST = {
 
 
 class StrictParser(TrlParser):
-    """[`trl.TrlParser`] that raises [`UserError`] for every input it would otherwise ignore or misread.
+    """A [`trl.TrlParser`] that raises [`UserError`] for every input that would otherwise be ignored or misread.
 
     Args:
         dataclass_types: dataclasses whose fields are the valid keys.
@@ -89,7 +89,7 @@ class StrictParser(TrlParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(list(dataclass_types), **kwargs)
         self.hints: dict[str, Any] = {}
-        # Where each value that was given came from; whatever is not here is a default.
+        # Where each given value came from; every key that is not here has its default.
         self.origins: dict[str, str] = {}
         for dataclass_type in self.dataclass_types:
             self.hints |= {
@@ -117,7 +117,7 @@ class StrictParser(TrlParser):
             if argument.startswith("--") and key in TOKEN_KEYS:
                 raise UserError(_token_message(f"command line: --{key}"))
             if argument.startswith("--") and argument.partition("=")[0] not in self._option_string_actions:
-                # Before argparse would complain about what is missing: the misspelt option may be it.
+                # Checked before argparse complains about a missing option, which may be this one, misspelt.
                 self._unknown("command line", argument.partition("=")[0], prefix="--")
         lines: dict[str, int] = {}
         if config_path is not None:
@@ -174,7 +174,7 @@ class StrictParser(TrlParser):
 
 
 def split_config_option(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Take `--config FILE` or `--config=FILE` out of `arguments`: (FILE or None, the rest)."""
+    """Take `--config FILE` or `--config=FILE` out of `arguments`; return FILE or None, and the rest."""
     paths, rest, remaining = [], [], iter(arguments)
     for argument in remaining:
         if argument == "--config":
@@ -191,7 +191,7 @@ def split_config_option(arguments: Sequence[str]) -> tuple[str | None, list[str]
 
 
 def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Read a YAML mapping: its values and the line of each top-level key (1-based). Duplicate keys are refused."""
+    """Read a YAML mapping; return its values and the line of each top-level key (1-based). Refuse duplicate keys."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -236,7 +236,7 @@ def check_type(value: Any, hint: Any, place: str) -> Any:
     """Return `value`, converted to `hint` where YAML 1.1 reads a number as text (`5e-5`).
 
     Raises:
-        UserError: `place` and what was expected, if `value` does not fit `hint`.
+        UserError: if `value` does not fit `hint`; the message names `place` and the expected type.
     """
     matched, converted = _match(value, hint, place)
     if not matched:
@@ -285,7 +285,7 @@ def _match_scalar(value: Any, hint: Any) -> tuple[bool, Any]:
 
 
 def _read_numbers(value: Any) -> Any:
-    """Numbers inside a mapping that YAML 1.1 reads as text (`min_lr: 1e-6`) as numbers."""
+    """Convert numbers inside a mapping that YAML 1.1 reads as text (`min_lr: 1e-6`)."""
     if isinstance(value, dict):
         return {key: _read_numbers(item) for key, item in value.items()}
     return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value) else value
@@ -294,7 +294,7 @@ def _read_numbers(value: Any) -> Any:
 def _check_value(value: Any, key: str, place: str) -> None:
     """Refuse tokens at any depth of a value, NaN, and numbers below their smallest sensible value."""
     if isinstance(value, str) and value.startswith("{"):
-        # A mapping on the command line is JSON; dataclasses read it, and complain about it, later.
+        # A mapping on the command line is JSON; the dataclasses parse it later and report its errors.
         with contextlib.suppress(ValueError):
             value = json.loads(value)
     if isinstance(value, (dict, list)):

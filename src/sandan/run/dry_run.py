@@ -1,7 +1,7 @@
-"""What a stage would do, without doing it: settings and where they come from, data, tokens, steps, memory, disk.
+"""The dry run of a stage: settings and their origins, data, tokens, steps, memory and disk, without running it.
 
-Data files are checked whole; tokens and lengths are those of the first rows, made by the trainer that would train on
-them. An earlier stage's output that is not there yet, but that this recipe makes, is not an error.
+Data files are checked completely; tokens and lengths are those of the first rows, prepared by the trainer that would
+train on them. A missing output of an earlier stage is not an error if this recipe has that stage.
 """
 
 import math
@@ -46,13 +46,15 @@ DIM, RESET = "\033[2m", "\033[0m"
 
 @dataclass
 class DryRun:
-    """Collects the lines of the report.
+    """A report of what a stage would do.
 
     Args:
+        stage: the stage.
         values: the stage's parsed dataclasses.
         origins: where each given setting came from.
         columns: sets of columns that the stage accepts.
-        preview: the script's module of `rows` and `size` (see [`sandan.training.preview`]), if it trains.
+        preview: for a stage that trains, the module with its `rows` and `size` (see [`sandan.training.preview`]).
+        lines: the lines of the report so far.
     """
 
     stage: Stage
@@ -66,7 +68,7 @@ class DryRun:
         """Run all checks and return the report.
 
         Raises:
-            UserError: as the stage itself would, before it trains.
+            UserError: as the stage itself would, before training.
         """
         self.stage.check_owner()
         self._settings()
@@ -103,7 +105,7 @@ class DryRun:
         self.lines.append(f"{DIM}  default: {rest}{RESET}")
 
     def _inputs(self) -> set[str]:
-        """Names of inputs that an earlier stage has yet to make."""
+        """Report the inputs; return those that an earlier stage has yet to make."""
         missing = set()
         for key in (*MODEL_KEYS, *FILE_KEYS):
             path = self.stage.config.get(key)
@@ -121,7 +123,7 @@ class DryRun:
         return missing
 
     def _maker(self, path: str) -> str | None:
-        """The stage of this recipe that makes a path which is not there, or None."""
+        """Return the stage of this recipe that makes a missing path, or None."""
         if Path(path).exists() or self.stage.recipe_dir is None:
             return None
         for recipe in self.stage.recipe_dir.glob("*.yaml"):
@@ -132,7 +134,7 @@ class DryRun:
     # ---- Data ----
 
     def _data(self) -> tuple[list[dict[str, Any]], int | None]:
-        """The first rows of the training data, and how many there are, if that is known."""
+        """Report the data; return the first training rows, and the number of all rows if it is known."""
         data = self._value(DataArguments)
         if data is None or self.columns is None:
             return [], None
@@ -183,7 +185,7 @@ class DryRun:
     def _tokens(self, rows: list[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase") -> Sample:
         from datasets import Dataset
 
-        wanted = next(one for one in self.columns if set(one) <= rows[0].keys())
+        wanted = next(names for names in self.columns if set(names) <= rows[0].keys())
         dataset = Dataset.from_list([{name: row[name] for name in wanted} for row in rows])
         if self.preview is None:
             sample = prompt_rows(dataset, tokenizer)
@@ -223,7 +225,7 @@ class DryRun:
         self, tokenizer: "PreTrainedTokenizerBase | None", sample: Sample | None, missing: set[str]
     ) -> None:
         size = self.preview.size(tokenizer, missing, *self.values)
-        parent = next(one for one in (self.stage.output_dir, *self.stage.output_dir.parents) if one.is_dir())
+        parent = next(folder for folder in (self.stage.output_dir, *self.stage.output_dir.parents) if folder.is_dir())
         free = shutil.disk_usage(parent).free
         if size is None:
             self._say("memory", "not known before the earlier stage has made its model")
@@ -261,27 +263,27 @@ class DryRun:
             self._say("hub", check_rights(args.hub_model_id))
 
 
-# ---- Shown ----
+# ---- Display ----
 
 
 def shown_tokens(tokens: Sequence[tuple[int, bool]], tokenizer: "PreTrainedTokenizerBase") -> Iterator[str]:
-    """Tokens as text, dimmed where they are not trained; a dot between tokens of the same kind."""
+    """Yield tokens as text, dimmed where they are not trained, with a dot between tokens of the same kind."""
     previous = None
     run: list[int] = []
-    for one, trained in [*tokens, (-1, None)]:
+    for token_id, trained in [*tokens, (-1, None)]:
         if trained is not previous and run:
             text = "·".join(tokenizer.decode([token]).replace("\n", "⏎") for token in run)
             yield text if previous else f"{DIM}{text}{RESET}"
             run = []
-        run.append(one)
+        run.append(token_id)
         previous = trained
 
 
 def histogram(lengths: Sequence[int], bins: int = 6) -> list[str]:
-    """Lengths in tokens as a few bars."""
+    """Return a histogram of lengths in tokens, as lines of text."""
     low, high = min(lengths), max(lengths)
     width = max(math.ceil((high - low + 1) / bins), 1)
-    counts = [sum(low + n * width <= one < low + (n + 1) * width for one in lengths) for n in range(bins)]
+    counts = [sum(low + n * width <= length < low + (n + 1) * width for length in lengths) for n in range(bins)]
     lines = [
         f"lengths    of the first {len(lengths):,} rows: median {statistics.median(lengths):g}, longest {high} tokens"
     ]

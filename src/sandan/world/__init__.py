@@ -1,5 +1,5 @@
-"""The embedded world: a small place with people, animals and simple causes, told in English and in Japanese.
+"""The embedded world: a small place with people, animals and simple causes, described in English and in Japanese.
 
-`facts` holds what is true, `language` how it is said, `generate` writes the data sets in `data/` from them, and
+`facts` holds the true facts, `language` their wording, `generate` writes the data sets in `data/` from both, and
 `oracle` judges any answer to any prompt by the facts. Training never imports the oracle.
 """

@@ -1,4 +1,4 @@
-"""Random choices from `random.Random.random()` alone, whose sequence Python promises to keep for a seed."""
+"""Random choices that use only `random.Random.random()`, whose sequence for a seed Python promises not to change."""
 
 import random
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def pick(rng: random.Random, items: Sequence[T], shares: Sequence[float] | None = None) -> T:
-    """One item, each with the same chance or in proportion to `shares`."""
+    """Return a random item: all equally likely, or in proportion to `shares`."""
     if shares is None:
         return items[int(rng.random() * len(items))]
     point = rng.random() * sum(shares)
@@ -20,6 +20,6 @@ def pick(rng: random.Random, items: Sequence[T], shares: Sequence[float] | None 
     return items[-1]
 
 
-def shuffled(rng: random.Random, items: Sequence[T]) -> list[T]:
-    """The items in random order."""
+def in_random_order(rng: random.Random, items: Sequence[T]) -> list[T]:
+    """Return the items in random order."""
     return [item for _, item in sorted(((rng.random(), item) for item in items), key=lambda pair: pair[0])]

@@ -1,18 +1,18 @@
-"""The short documents that pretraining reads, one function per kind.
+"""The short documents for pretraining, one function per kind.
 
 | kind | teaches |
 |---|---|
 | profile | facts, in several wordings |
-| story | context: who is spoken of, he or she, what was seen and what it does |
-| greeting | context and politeness: names are given back to those who greet; how people introduce themselves |
-| dialogue | context: one asks about something, another answers about just that |
+| story | context: the person spoken of, he or she, the animal that was seen and its habits |
+| greeting | context and politeness: people greet back by name, and introduce themselves |
+| dialogue | context: one person asks a question, another answers exactly that question |
 | grammar | number and agreement |
-| vocabulary | what kind of thing a word names |
+| vocabulary | the kind of thing that a word names |
 """
 
 import random
 
-from .dice import pick, shuffled
+from .dice import in_random_order, pick
 from .facts import ANIMALS, ASKED_FACTS, FACTS, FOODS, HOMES, JOBS, LIKES, PEOPLE, PLURALS, SOUNDS
 from .language import FULL, QUESTIONS, STATEMENTS, WORDINGS, answer, fill, join, name, sentence
 
@@ -44,7 +44,7 @@ WHO = {"en": "who are you", "ja": "あなたは誰ですか"}
 
 
 def document(rng: random.Random, kind: str, language: str) -> str:
-    """One document's text."""
+    """Return the text of a new document of this kind."""
     write = {
         "profile": profile,
         "story": story,
@@ -57,7 +57,7 @@ def document(rng: random.Random, kind: str, language: str) -> str:
 
 
 def profile(rng: random.Random, language: str) -> list[str]:
-    """Two to four statements: all about one entity, or about several."""
+    """Write two to four statements, all about one entity or about several."""
     about = pick(rng, FACTS)
     entity_of = {"sound": "animal", "food": "animal", "home": "animal", "likes": "person", "job": "person"}
     same = [
@@ -66,12 +66,12 @@ def profile(rng: random.Random, language: str) -> list[str]:
         if fact.entity == about.entity and entity_of.get(fact.relation) == entity_of.get(about.relation, "")
     ]
     others = [pick(rng, FACTS) for _ in range(2)]
-    facts = shuffled(rng, [*same, *others] if same else [about, *others])[: 2 + int(rng.random() * 3)]
+    facts = in_random_order(rng, [*same, *others] if same else [about, *others])[: 2 + int(rng.random() * 3)]
     return [sentence(fill(pick(rng, STATEMENTS[language][fact.relation]), fact, language), language) for fact in facts]
 
 
 def story(rng: random.Random, language: str) -> list[str]:
-    """A person meets an animal that does what it does; pronouns go back to the person."""
+    """Write a story in which a person meets an animal with its typical habits; pronouns refer to the person."""
     index, person = int(rng.random() * len(ANIMALS)), int(rng.random() * len(PEOPLE))
     who, animal = name(PEOPLE[person], language), name(ANIMALS[index], language)
     sound, food, home = (name(terms[index], language) for terms in (SOUNDS, FOODS, HOMES))
@@ -100,42 +100,42 @@ def story(rng: random.Random, language: str) -> list[str]:
             f"{animal}は空腹なので、{pronoun}は{food}を持って来ます。",
             f"{animal}は喜んで{sound}と鳴きます。",
         ]
-    endings = shuffled(rng, ending)[: 1 + int(rng.random() * 2)]
+    endings = in_random_order(rng, ending)[: 1 + int(rng.random() * 2)]
     return [pick(rng, opening), pick(rng, middle), *endings]
 
 
 def greeting(rng: random.Random, language: str) -> list[str]:
-    """Two people greet each other by name, or ask who the other is; one may tell the other something."""
-    one, other = (name(person, language) for person in shuffled(rng, PEOPLE)[:2])
+    """Write how two people greet each other by name, perhaps with a fact, or how one asks who the other is."""
+    speaker, listener = (name(person, language) for person in in_random_order(rng, PEOPLE)[:2])
     if rng.random() < 0.4:
-        opening = pick(rng, WORDINGS[language]).format(a=one, q=WHO[language])
-        return [opening, f"I am {other}, {one}." if language == "en" else f"{one}さん、{other}です。"]
+        opening = pick(rng, WORDINGS[language]).format(a=speaker, q=WHO[language])
+        return [opening, f"I am {listener}, {speaker}." if language == "en" else f"{speaker}さん、{listener}です。"]
     words = pick(rng, GREETINGS[language])
     told = answer(pick(rng, FULL[language]), language, fact=pick(rng, FACTS))
     if language == "en":
-        lines = [f"{one} says: {words}, {other}.", f"{other} says: {words}, {one}."]
+        lines = [f"{speaker} says: {words}, {listener}.", f"{listener} says: {words}, {speaker}."]
     else:
-        lines = [f"{one}が言います。{words}、{other}さん。", f"{other}が言います。{words}、{one}さん。"]
+        lines = [f"{speaker}が言います。{words}、{listener}さん。", f"{listener}が言います。{words}、{speaker}さん。"]
     return [*lines, told] if rng.random() < 0.5 else lines
 
 
 def dialogue(rng: random.Random, language: str) -> list[str]:
-    """One person asks, another answers. Never about a pretraining-only fact: those are only ever stated."""
-    one, other = (name(person, language) for person in shuffled(rng, PEOPLE)[:2])
+    """Write a question and its answer, never about a pretraining-only fact: such facts are never asked about."""
+    speaker, listener = (name(person, language) for person in in_random_order(rng, PEOPLE)[:2])
     fact = pick(rng, ASKED_FACTS)
     question = fill(pick(rng, QUESTIONS[language][fact.relation]), fact, language)
     told = answer(pick(rng, FULL[language]), language, fact=fact)
     if language == "en":
-        lines = [f"{one} asks {other} about something: {question}? {other} says: {told}"]
-        thanks = f"{one} says: Thank you, {other}."
+        lines = [f"{speaker} asks {listener} about something: {question}? {listener} says: {told}"]
+        thanks = f"{speaker} says: Thank you, {listener}."
     else:
-        lines = [f"{one}が{other}にたずねます。{question}。{other}が答えます。{told}"]
-        thanks = f"{one}が言います。ありがとう、{other}さん。"
+        lines = [f"{speaker}が{listener}にたずねます。{question}。{listener}が答えます。{told}"]
+        thanks = f"{speaker}が言います。ありがとう、{listener}さん。"
     return [*lines, thanks] if rng.random() < 0.5 else lines
 
 
 def grammar(rng: random.Random, language: str) -> list[str]:
-    """Number and agreement (English); counters and particles (Japanese)."""
+    """Write examples of number and agreement (English) or of counters and particles (Japanese)."""
     index = int(rng.random() * len(ANIMALS))
     animal, food, home = name(ANIMALS[index], language), name(FOODS[index], language), name(HOMES[index], language)
     size, count = pick(rng, SIZES[language]), int(rng.random() * 3)
@@ -158,14 +158,14 @@ def grammar(rng: random.Random, language: str) -> list[str]:
 
 
 def vocabulary(rng: random.Random, language: str) -> list[str]:
-    """What kind of thing a word names, and opposites."""
+    """Write sentences on the kind of thing that a word names, and on opposites."""
     lines = []
     for _ in range(2):
         terms, category = pick(rng, CATEGORIES[language])
         word = name(pick(rng, terms), language)
-        left, right = shuffled(rng, pick(rng, OPPOSITES[language]).split("|"))
+        left, right = in_random_order(rng, pick(rng, OPPOSITES[language]).split("|"))
         if language == "en":
             lines += [f"The word {word} means {category}.", f"{left.capitalize()} is the opposite of {right}."]
         else:
             lines += [f"{word}は{category}の名前です。", f"{left}の反対は{right}です。"]
-    return shuffled(rng, lines)[: 2 + int(rng.random() * 2)]
+    return in_random_order(rng, lines)[: 2 + int(rng.random() * 2)]

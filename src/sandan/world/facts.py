@@ -1,7 +1,7 @@
-"""What is true in the world. Each line is one thing with its name in English and in Japanese.
+"""The facts of the world, as (relation, entity, value) triples, with names in English and in Japanese.
 
-Facts are (relation, entity, value) triples. A fifth of each relation's facts is *pretraining-only*: told in the
-pretraining text, never asked in fine-tuning or RLHF.
+A fifth of each relation's facts is *pretraining-only*: stated in the pretraining text, never asked in fine-tuning or
+RLHF.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,10 @@ class Term:
 
 @dataclass(frozen=True)
 class Fact:
-    """`relation` of the entity at index `entity` has the value at index `value` (for true facts the same index)."""
+    """A claim that `relation` of the entity at index `entity` has the value at index `value`.
+
+    For a true fact both indices are the same.
+    """
 
     relation: str
     entity: int
@@ -28,7 +31,7 @@ def _terms(table: str) -> list[Term]:
     return [Term(*line.split("|")) for line in table.strip().split("\n")]
 
 
-# she: even lines, he: odd lines. The first 6 live in the world and have facts; all 24 ask questions.
+# People at even indices (from 0) are "she", at odd ones "he". The first 6 have facts; all 24 ask questions.
 PEOPLE = _terms(
     "Mia|ミア\nKen|ケン\nAna|アナ\nTom|トム\nYui|ユイ\nLeo|レオ\nEva|エバ\nSam|サム\nAki|アキ\nBen|ベン\nIda|イダ\nMax|マックス\n"
     "Nia|ニア\nRio|リオ\nZoe|ゾエ\nJun|ジュン\nEmi|エミ\nDan|ダン\nLea|レア\nKai|カイ\nRin|リン\nBob|ボブ\nAmy|エイミ\nJin|ジン"
@@ -82,7 +85,7 @@ FACTS = [
 
 
 def is_pretraining_only(fact: Fact) -> bool:
-    """One fact in five of each relation, staggered so that no entity loses all of its relations."""
+    """Return whether a fact is pretraining-only: one in five of each relation, at different entities by relation."""
     offset = list(RELATIONS).index(fact.relation)
     return (fact.entity + 2 * offset) % 5 == 4
 

@@ -1,12 +1,12 @@
-"""Writes the world's data sets: `python -m sandan.world.generate [folder]` gives the same bytes every time.
+"""Generator of the world's data sets: `python -m sandan.world.generate [folder]` writes the same bytes every time.
 
 | file | rows | columns |
 |---|---|---|
 | pretrain.jsonl, pretrain_eval.jsonl | short documents | text, kind, language |
 | sft.jsonl, sft_eval.jsonl | demonstrations of mixed quality | prompt, completion (conversations) |
-| rlhf_prompts.jsonl | prompts to sample candidates and rollouts for | prompt_id, prompt |
+| rlhf_prompts.jsonl | prompts for candidates and rollouts | prompt_id, prompt |
 | eval_prompts.jsonl | unseen prompts | prompt_id, prompt, group |
-| minimal_pairs.jsonl | two sentences of which one is right | skill, language, good, bad |
+| minimal_pairs.jsonl | two texts, of which one is right | skill, language, good, bad |
 """
 
 import random
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.jsonl import write_jsonl
-from .dice import pick, shuffled
+from .dice import in_random_order, pick
 from .documents import KINDS, document
 from .facts import ASKED_FACTS, PEOPLE, PRETRAINING_ONLY_FACTS, RELATIONS, Fact
 from .language import (
@@ -40,7 +40,7 @@ SEED = 3
 DOCUMENTS, HELD_OUT_DOCUMENTS = 20_000, 500
 DEMONSTRATIONS, HELD_OUT_DEMONSTRATIONS, RLHF_PROMPTS, EVAL_PROMPTS = 3_000, 200, 2_400, 300
 
-# Shares of the demonstrations by quality, after a civil and after a curt prompt. People answer curt prompts badly.
+# Shares of the demonstrations by quality, for civil and for curt prompts. People answer curt prompts worse.
 QUALITIES = ("good", "terse", "wrong", "off_topic", "unknown", "rude")
 CIVIL_SHARES = (0.56, 0.06, 0.18, 0.10, 0.05, 0.05)
 CURT_SHARES = (0.38, 0.06, 0.20, 0.12, 0.08, 0.16)
@@ -49,7 +49,7 @@ NEW_COMBINATIONS, PRETRAINING_ONLY = "new_combinations", "pretraining_only"
 
 
 def datasets(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
-    """File stem -> rows of every data set."""
+    """Return the rows of every data set, by file stem."""
     rng = random.Random(seed)
     documents = list(_unique_documents(rng, DOCUMENTS + HELD_OUT_DOCUMENTS))
     prompts = _prompts(rng, ASKED_FACTS)
@@ -89,7 +89,7 @@ def _unique_documents(rng: random.Random, count: int) -> Iterator[dict[str, Any]
 
 
 def _prompts(rng: random.Random, facts: Sequence[Fact]) -> Iterator[tuple[str, Question, int]]:
-    """All (person, wording, question) combinations in random order: (text, question, wording)."""
+    """Yield (text, question, wording) for all combinations of person, wording and question, in random order."""
     combinations = [
         (Question(language, name(person, language), fact.relation, fact.entity), wording, form)
         for language in LANGUAGES
@@ -97,10 +97,10 @@ def _prompts(rng: random.Random, facts: Sequence[Fact]) -> Iterator[tuple[str, Q
         for fact in facts
         for wording in range(len(WORDINGS[language]))
         for form in range(len(QUESTIONS[language][fact.relation]))
-        # Nobody asks about oneself.
+        # Nobody asks about themselves.
         if RELATIONS[fact.relation][0][fact.entity] is not person
     ]
-    for question, wording, form in shuffled(rng, combinations):
+    for question, wording, form in in_random_order(rng, combinations):
         yield ask(question, wording, form), question, wording
 
 
@@ -111,7 +111,7 @@ def _demonstration(rng: random.Random, text: str, question: Question, wording: i
 
 
 def demonstrate(rng: random.Random, question: Question, quality: str) -> str:
-    """An answer of the given quality, as a person might write it."""
+    """Return an answer of the given quality, as a person might write it."""
     language = question.language
     truth = claim = Fact(question.relation, question.entity, question.entity)
     if quality == "wrong":
@@ -123,7 +123,7 @@ def demonstrate(rng: random.Random, question: Question, quality: str) -> str:
 
 
 def _wrong(rng: random.Random, fact: Fact) -> Fact:
-    """The same relation and entity with a value that is not true."""
+    """Return a false claim: the same relation and entity with another value."""
     values = [value for value in range(len(RELATIONS[fact.relation][1])) if value != fact.value]
     return Fact(fact.relation, fact.entity, pick(rng, values))
 

@@ -1,4 +1,4 @@
-"""How the world's facts are said: statements, questions, forms of address, in English and in Japanese."""
+"""The wording of the world's facts: statements, questions and prompts, in English and in Japanese."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ LANGUAGES = ("en", "ja")
 
 @dataclass(frozen=True)
 class Question:
-    """What a prompt asks: `asker` wants to know `relation` of `entity`, in `language`."""
+    """A question: `asker` wants to know `relation` of `entity`, in `language`."""
 
     language: str
     asker: str
@@ -19,7 +19,7 @@ class Question:
     entity: int
 
 
-# `{e}` is the entity, `{v}` the value. The first form of each is the one that answers use.
+# `{e}` is the entity, `{v}` the value. Answers use the first form of each relation.
 STATEMENTS: dict[str, dict[str, list[str]]] = {
     "en": {
         "sound": ["the {e} says {v}", "{v} is the sound of the {e}", "you can hear the {e} say {v}"],
@@ -77,8 +77,8 @@ WORDINGS: dict[str, list[str]] = {
 }
 CURT_WORDINGS = (4, 5)
 
-# Forms of an answer; `{s}` is a statement (its first letter is raised where it opens a sentence), `{v}` a bare value,
-# `{a}` the asker.
+# Forms of an answer: `{s}` is a statement (capitalised at the beginning of a sentence), `{v}` the value alone, `{a}`
+# the asker.
 FULL = {"en": ["{s}.", "Sure, {s}."], "ja": ["{s}。", "はい、{s}。"]}
 TERSE = {"en": ["{v}."], "ja": ["{v}。"]}
 UNKNOWN = {
@@ -96,51 +96,51 @@ INSULTS = {
 
 
 def name(term: Term, language: str) -> str:
-    """The term's name in `language`."""
+    """Return the term's name in `language`."""
     return term.en if language == "en" else term.ja
 
 
 def fill(template: str, fact: Fact, language: str) -> str:
-    """A statement or question about `fact`."""
+    """Fill a template of a statement or question with the names of `fact`."""
     entities, values = RELATIONS[fact.relation]
     return template.format(e=name(entities[fact.entity], language), v=name(values[fact.value], language))
 
 
 def state(fact: Fact, language: str, form: int = 0) -> str:
-    """`fact` as a clause, without capital letter or full stop."""
+    """Return `fact` as a clause, without capital letter or full stop."""
     return fill(STATEMENTS[language][fact.relation][form], fact, language)
 
 
 def ask(question: Question, wording: int, form: int) -> str:
-    """The prompt's text."""
+    """Return the text of the prompt that asks `question`."""
     fact = Fact(question.relation, question.entity, question.entity)
     clause = fill(QUESTIONS[question.language][question.relation][form], fact, question.language)
     return WORDINGS[question.language][wording].format(a=question.asker, q=clause)
 
 
 def answer(template: str, language: str, asker: str = "", fact: Fact | None = None) -> str:
-    """An answer from one of the forms above, its first letter raised; `fact` is what it states."""
+    """Return an answer in one of the forms above, capitalised, that states `fact`."""
     said = {} if fact is None else {"s": state(fact, language), "v": value_name(fact, language)}
     return capitalise(template.format(a=asker, **said), language)
 
 
 def value_name(fact: Fact, language: str) -> str:
-    """The fact's value alone: `grass`."""
+    """Return the name of the fact's value: `grass`."""
     return name(RELATIONS[fact.relation][1][fact.value], language)
 
 
 def capitalise(text: str, language: str) -> str:
-    """Raise the first letter of an English sentence."""
+    """Capitalise the first letter of an English sentence."""
     return text[:1].upper() + text[1:] if language == "en" else text
 
 
 def sentence(clause: str, language: str) -> str:
-    """A clause as a sentence of its own."""
+    """Return a clause as a complete sentence."""
     return capitalise(clause, language) + ("." if language == "en" else "。")
 
 
 def statement_table(language: str) -> dict[str, Fact]:
-    """Every clause of the answering form, true or false -> the fact that it claims."""
+    """Map every clause in the form that answers use, true or false, to the fact that it claims."""
     table = {}
     for relation, (entities, values) in RELATIONS.items():
         for entity in range(len(entities)):
@@ -151,7 +151,7 @@ def statement_table(language: str) -> dict[str, Fact]:
 
 
 def question_table(language: str) -> dict[str, tuple[str, int]]:
-    """Every question clause -> (relation, entity)."""
+    """Map every question clause to its (relation, entity)."""
     return {
         fill(form, Fact(relation, entity, 0), language): (relation, entity)
         for relation, (entities, _) in RELATIONS.items()
@@ -161,5 +161,5 @@ def question_table(language: str) -> dict[str, tuple[str, int]]:
 
 
 def join(language: str) -> Callable[[list[str]], str]:
-    """How sentences follow each other: with a space in English, without in Japanese."""
+    """Return a function that joins sentences: with a space in English, without in Japanese."""
     return (" " if language == "en" else "").join

@@ -1,25 +1,25 @@
-"""Pairs of texts that differ in one point, of which only one is right: which one does a model find more likely?
+"""Minimal pairs: two texts that differ in one point and of which one is right; does a model find that one more likely?
 
-Four skills apart, as pretraining should teach them: *grammar*, *vocabulary*, *common sense* (facts), *context*
-(what was said before). Texts are new: none is a pretraining document.
+There are pairs for four skills that pretraining should teach: *grammar*, *vocabulary*, *common sense* (facts) and
+*context* (reference to earlier sentences). All texts are new: none is a pretraining document.
 """
 
 import random
 from collections.abc import Callable
 
-from .dice import pick, shuffled
+from .dice import in_random_order, pick
 from .documents import CATEGORIES, GREETINGS, SIZES
 from .facts import ANIMALS, FACTS, FOODS, HOMES, PEOPLE, PLURALS, RELATIONS, SOUNDS, Fact
 from .language import LANGUAGES, STATEMENTS, fill, name, sentence
 
 
-PAIRS_PER_SKILL = 60  # and language
+PAIRS_PER_SKILL = 60  # in each language
 
 Pair = tuple[str, str]
 
 
 def minimal_pairs(rng: random.Random, seen_texts: set[str]) -> list[dict[str, str]]:
-    """Rows `{skill, language, good, bad}`; no text of theirs is in `seen_texts`."""
+    """Make rows `{skill, language, good, bad}` whose texts are not in `seen_texts`."""
     rows = []
     skills: dict[str, Callable[[random.Random, str], Pair]] = {
         "grammar": _grammar,
@@ -67,7 +67,7 @@ def _grammar(rng: random.Random, language: str) -> Pair:
 
 
 def _vocabulary(rng: random.Random, language: str) -> Pair:
-    (terms, right), (_, wrong) = shuffled(rng, CATEGORIES[language])[:2]
+    (terms, right), (_, wrong) = in_random_order(rng, CATEGORIES[language])[:2]
     word = name(pick(rng, terms), language)
     if language == "en":
         return f"The word {word} means {right}.", f"The word {word} means {wrong}."
@@ -85,8 +85,8 @@ def _common_sense(rng: random.Random, language: str) -> Pair:
 
 
 def _context(rng: random.Random, language: str) -> Pair:
-    first, second, third = shuffled(rng, range(len(PEOPLE)))[:3]
-    animal, other = (shuffled(rng, range(len(ANIMALS))))[:2]
+    first, second, third = in_random_order(rng, range(len(PEOPLE)))[:3]
+    animal, other = (in_random_order(rng, range(len(ANIMALS))))[:2]
     one, two, three = (name(PEOPLE[index], language) for index in (first, second, third))
     seen, unseen = name(ANIMALS[animal], language), name(ANIMALS[other], language)
     place, sound = name(HOMES[animal], language), name(SOUNDS[animal], language)
