@@ -38,8 +38,13 @@ class PreferencesArguments:
 
 def main(args, stage):
     from sandan.preference.agreement import analyse
-    from sandan.preference.pairs import guidelines_of, make_preferences, read_logs, write_dataset
-    from sandan.preference.terminal import render_agreement
+    from sandan.preference.pairs import (
+        guidelines_of,
+        make_preferences,
+        read_logs,
+        render_agreement,
+        write_dataset,
+    )
 
     judgements, skips = read_logs(args.judgement_files, stage)
     splits, counts = make_preferences(judgements, args.form, args.held_out_share, args.seed)

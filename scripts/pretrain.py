@@ -25,11 +25,12 @@ def main(args, config, model_args, data, stage):
 
     from sandan.data.loading import load_data
     from sandan.models.loading import load_tokenizer, require_model
+    from sandan.models.tokens import set_stop_token
     from sandan.pretrain.masking import make_collator
     from sandan.pretrain.model_and_blocks import bits_per_byte, bytes_per_token, masked_accuracy, to_blocks
     from sandan.pretrain.order import OrderedTrainer
     from sandan.pretrain.trainer import BlockTrainer
-    from sandan.training.train_and_save import set_stop_token, train_and_save
+    from sandan.training.train_and_save import train_and_save
 
     masked = args.objective == "mlm"
     tokenizer = load_tokenizer(require_model(args.tokenizer_name_or_path, stage, "tokenizer_name_or_path"))

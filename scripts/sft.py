@@ -21,8 +21,9 @@ COLUMNS = [("prompt", "completion"), ("messages",), ("text",)]
 def main(config, model_args, data, stage):
     from sandan.data.loading import load_data
     from sandan.models.loading import check_vocabulary, load_tokenizer, require_model
+    from sandan.models.tokens import set_stop_token
     from sandan.sft.trainer import GuardedSFTTrainer
-    from sandan.training.train_and_save import count_dropped, make_trl_trainer, set_stop_token, train_and_save
+    from sandan.training.train_and_save import count_dropped, make_trl_trainer, train_and_save
 
     path = require_model(model_args.model_name_or_path, stage)
     tokenizer = load_tokenizer(path, model_args.model_revision)

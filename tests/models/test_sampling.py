@@ -6,7 +6,7 @@ from helpers import TEXTS
 from transformers import LlamaForSequenceClassification
 
 from sandan.core.errors import UserError
-from sandan.models.rendering import encode_answers, encode_prompts, pad_left, render_prompt
+from sandan.models.rendering import encode_answers, encode_prompts, pad_rows, render_prompt
 from sandan.models.sampling import sample_completions, sampling_config, to_completion
 from sandan.models.scoring import score_completions, score_rows
 
@@ -39,7 +39,7 @@ def always(model, *tokens):
 
 
 def test_rows_are_padded_on_the_left():
-    ids, mask = pad_left([[5, 6, 7], [8]], pad_token_id=0)
+    ids, mask = pad_rows([[5, 6, 7], [8]], pad_token_id=0)
     assert ids.tolist() == [[5, 6, 7], [0, 0, 8]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 

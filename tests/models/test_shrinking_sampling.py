@@ -5,7 +5,7 @@ import torch
 from helpers import TEXTS
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
-from sandan.models.rendering import pad_left
+from sandan.models.rendering import pad_rows
 from sandan.models.sampling import sampling_config
 from sandan.models.shrinking_sampling import _draw, sample_shrinking, shrinks
 
@@ -16,7 +16,7 @@ NEW_TOKENS = 24
 @pytest.fixture
 def prompts(tokenizer):
     rows = [tokenizer(text)["input_ids"][:length] for text in TEXTS for length in (2, 5, 9)]
-    return pad_left(rows, tokenizer.pad_token_id)
+    return pad_rows(rows, tokenizer.pad_token_id)
 
 
 def greedy(model, prompts, tokenizer, count=1):

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
 
 from sandan import PPOConfig
-from sandan.models.rendering import pad_left
+from sandan.models.rendering import pad_rows
 from sandan.models.sampling import sampling_config
 from sandan.ppo import vllm_sampler as vllm
 
@@ -44,7 +44,7 @@ class StandIn:
         assert given["images"] is None
         assert given["num_generations"] == 1
         self.temperatures.append(self.temperature)
-        ids, mask = pad_left(given["prompts"], 0)
+        ids, mask = pad_rows(given["prompts"], 0)
         (stop,) = self.generation_kwargs["stop_token_ids"]
         config = sampling_config(
             self.processing_class, self.max_completion_length, self.temperature, stop_token_id=stop

@@ -48,3 +48,13 @@ def visible(text: Any) -> str:
         return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
 
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", replace, str(text))
+
+
+def share(found: dict[str, float] | None) -> str:
+    """Return a share as text, `73.3% (72.1–74.5%)`, or "not measured"."""
+    return f"{found['mean']:.1%} ({100 * found['low']:.1f}–{found['high']:.1%})" if found else "not measured"
+
+
+def number(found: dict[str, float] | None) -> str:
+    """Return a number as text, `0.61 (0.58–0.64)`, or "not measured"."""
+    return f"{found['mean']:.2f} ({found['low']:.2f}–{found['high']:.2f})" if found else "not measured"

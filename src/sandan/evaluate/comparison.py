@@ -11,7 +11,7 @@ import torch
 from ..core.bootstrap import bootstrap_interval
 from ..core.errors import UserError
 from ..data.chat import prompt_text
-from ..models.rendering import Prompt, batched, encode_prompts
+from ..models.rendering import Prompt, batched, encode_prompts, pad_rows
 from ..models.sampling import Completion, sample_completions
 from ..models.scoring import score_completions
 from ..world.generate import NEW_COMBINATIONS, PRETRAINING_ONLY
@@ -196,8 +196,8 @@ def pseudo_log_probs(
     places.sort(key=lambda place: len(rows[place[0]]))
     for batch in batched(places, 256):
         hidden = [[*rows[index][:at], tokenizer.mask_token_id, *rows[index][at + 1 :]] for index, at in batch]
-        inputs = tokenizer.pad({"input_ids": hidden}, return_tensors="pt").to(model.device)
-        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        ids, mask = (tensor.to(model.device) for tensor in pad_rows(hidden, tokenizer.pad_token_id, "right"))
+        logits = model(input_ids=ids, attention_mask=mask).logits
         for row, (index, at) in enumerate(batch):
             sums[index] += logits[row, at].float().log_softmax(-1)[rows[index][at]].item()
     return sums

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
 from ..core.stage import Stage
+from .tokens import ensure_pad_token
 
 
 if TYPE_CHECKING:
@@ -53,8 +54,7 @@ def load_tokenizer(path: str, revision: str = "main", padding_side: str = "right
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side=padding_side)
     except Exception as error:  # the Rust tokenizers raise bare exceptions
         raise UserError(f"{path}: no tokenizer can be loaded: {first_line(error)}") from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    ensure_pad_token(tokenizer)
     return tokenizer
 
 

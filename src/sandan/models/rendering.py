@@ -1,9 +1,10 @@
 """Prompts and answers as token ids. Every stage uses this module, so that all stages see the same tokens."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from trl.trainer.utils import pad
 
 from ..core.errors import UserError
 
@@ -36,15 +37,13 @@ def encode_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Promp
     return tokenizer(texts, add_special_tokens=plain)["input_ids"]
 
 
-def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return left-padded ids and the attention mask, both `(batch, longest)`."""
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), pad_token_id)
-    mask = torch.zeros_like(ids)
-    for index, row in enumerate(rows):
-        ids[index, longest - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[index, longest - len(row) :] = 1
-    return ids, mask
+def pad_rows(
+    rows: Sequence[Sequence[int]], pad_token_id: int, side: Literal["left", "right"] = "left"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return padded ids and their attention mask, both `(batch, longest)`."""
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    masks = [torch.ones_like(row) for row in ids]
+    return pad(ids, pad_token_id, padding_side=side), pad(masks, 0, padding_side=side)
 
 
 def encode_answers(

@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
-from .rendering import Prompt, batched, encode_prompts, pad_left
+from .rendering import Prompt, batched, encode_prompts, pad_rows
 from .shrinking_sampling import sample_shrinking, shrinks
 
 
@@ -96,7 +96,7 @@ def sample_completions(
     ):
         torch.manual_seed(seed)
         for batch in batched(order, max(batch_size // samples_per_prompt, 1)):
-            ids, mask = pad_left([encoded[index] for index in batch], tokenizer.pad_token_id)
+            ids, mask = pad_rows([encoded[index] for index in batch], tokenizer.pad_token_id)
             answers = sample_ids(
                 model, ids.to(model.device), mask.to(model.device), config, samples_per_prompt
             ).tolist()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .rendering import Prompt, batched, encode_prompts
+from .rendering import Prompt, batched, encode_prompts, pad_rows
 from .sampling import Completion
 from .score_scale import ScoreScale
 
@@ -51,10 +51,8 @@ def score_rows(
     model.eval()
     for batch in batched(sorted(places, key=len), batch_size):
         # Right padding: a sequence classifier reads the last token that is not padding.
-        inputs = tokenizer.pad({"input_ids": list(map(list, batch))}, padding_side="right", return_tensors="pt").to(
-            model.device
-        )
-        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **options).logits
+        ids, mask = (tensor.to(model.device) for tensor in pad_rows(batch, tokenizer.pad_token_id, "right"))
+        logits = model(input_ids=ids, attention_mask=mask, **options).logits
         for row, score in zip(batch, scale.apply(logits.squeeze(-1).float()).tolist(), strict=True):
             for index in places[row]:
                 scores[index] = score

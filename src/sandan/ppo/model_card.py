@@ -2,22 +2,19 @@
 
 import os
 import shutil
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import HfApi
 from transformers import Trainer, is_wandb_available
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress
 from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 
-from .._version import __version__
+from ..hub.cards import ppo_card
 from ..training.checkpoints import ASIDE, MANIFEST
 
 
-TEMPLATE = Path(__file__).parent.parent / "hub" / "templates" / "ppo_card.md.j2"
-VERSIONED = ("TRL", "Transformers", "PEFT", "Torch", "Datasets", "Tokenizers")
 PAPER = {
     "title": "Fine-Tuning Language Models from Human Preferences",
     "id": "1909.08593",
@@ -46,24 +43,16 @@ def write_model_card(
     repository = trainer.hub_model_id or args.hub_model_id or Path(args.output_dir).name
     model_name = model_name or repository.split("/")[-1]
     given = [tags] if isinstance(tags, str) else list(tags or [])
-    card = ModelCard.from_template(
-        ModelCardData(
-            base_model=base_model,
-            datasets=dataset_name,
-            library_name="transformers",
-            model_name=model_name,
-            tags=sorted({"generated_from_trainer", *given, *trainer._tag_names}),
-        ),
-        template_path=str(TEMPLATE),
-        base_model=base_model,
-        dataset_name=dataset_name,
-        model_name=model_name,
+    card = ppo_card(
+        base_model,
+        dataset_name,
+        model_name,
+        sorted({"generated_from_trainer", *given, *trainer._tag_names}),
         paper=PAPER,
         repository=repository,
         response_length=args.response_length,
         run_urls=_run_urls(),
         trainer_name=trainer._name,
-        versions=[("sandan", __version__), *((name, metadata.version(name)) for name in VERSIONED)],
     )
     card.save(Path(args.output_dir, "README.md"))
 

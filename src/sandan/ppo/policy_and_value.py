@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 from trl.trainer.utils import disable_dropout_in_model, selective_log_softmax_and_entropy
 
 from ..models.sampling import neutral_generation
@@ -205,12 +205,3 @@ def has_score_head(model: nn.Module) -> bool:
     """Return whether a model has a linear `score` head with one output, which can be read at every position."""
     score = getattr(model, "score", None)
     return isinstance(score, nn.Linear) and score.out_features == 1
-
-
-def mark_special_tokens(policy: nn.Module, tokenizer: PreTrainedTokenizerBase, stop_token_id: int) -> None:
-    """Add the stop token and the pad token to the policy's generation settings, and leave the others unchanged."""
-    config = policy.generation_config
-    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if stop_token_id not in known:
-        config.eos_token_id = [*(token for token in known if token is not None), stop_token_id]
-    config.pad_token_id = tokenizer.pad_token_id

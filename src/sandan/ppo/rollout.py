@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from ..models.rendering import batched, encode_prompts, pad_left
+from ..models.rendering import batched, encode_prompts, pad_rows
 from ..models.sampling import Completion
 from .config import PPOConfig
 
@@ -112,13 +112,9 @@ class Rollout:
             attention can use its fastest kernel.
         """
         width = self.width(indices, response_length)
-        prompt_ids, prompt_mask = pad_left([self.rows[index][INPUT_IDS] for index in indices], pad_token_id)
-        responses = torch.zeros(len(indices), width, dtype=torch.long)
-        mask = torch.zeros_like(responses)
-        for row, index in enumerate(indices):
-            ids = self.completions[index].token_ids
-            responses[row, : len(ids)] = torch.tensor(ids)
-            mask[row, : len(ids)] = 1
+        prompt_ids, prompt_mask = pad_rows([self.rows[index][INPUT_IDS] for index in indices], pad_token_id)
+        answers = pad_rows([self.completions[index].token_ids for index in indices], 0, "right")
+        responses, mask = (torch.nn.functional.pad(tensor, (0, width - tensor.shape[1])) for tensor in answers)
         attention_mask = torch.cat([prompt_mask, mask[:, :-1]], 1)
         return {
             "input_ids": queued(torch.cat([prompt_ids, responses[:, :-1]], 1), device),
@@ -176,21 +172,3 @@ def prepare_dataset(
         limit = f"longer than max_prompt_tokens={args.max_prompt_tokens}"
         logger.warning("%s: %d of %d prompts dropped: %s", name, dropped, len(dataset), limit)
     return prepared, dropped
-
-
-def find_stop_token(stop_token_id: int | None, tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Return the id of the token that ends an answer: `stop_token_id`, or the tokenizer's EOS.
-
-    Raises:
-        ValueError: if there is none, or if padding uses it.
-    """
-    stop = tokenizer.eos_token_id if stop_token_id is None else stop_token_id
-    if stop is None:
-        raise ValueError("the tokenizer has no EOS token; give stop_token_id")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in (stop, tokenizer.eos_token_id):
-        raise ValueError(
-            "the tokenizer needs a pad token of its own, different from EOS and the stop token, or answers could not "
-            "be told from padding; e.g. tokenizer.add_special_tokens({'pad_token': '[PAD]'}) (its id may lie outside "
-            "the model's vocabulary: pads are never embedded)"
-        )
-    return stop

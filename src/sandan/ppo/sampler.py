@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..models.cuda_graph_sampling import Decoder, obstacle
-from ..models.rendering import batched, pad_left
+from ..models.rendering import batched, pad_rows
 from ..models.sampling import sample_ids, sampling_config, to_completion
 from ..models.shrinking_sampling import shrinks
 from ..training.trainer import leave_if_asked
@@ -136,7 +136,7 @@ class Sampler:
         """Yield left-padded prompts and their masks, both `(batch, seq)`. Padding is token 0, which no model lacks."""
         for batch in batched(rows, size):
             leave_if_asked(self.accelerator)
-            ids, mask = pad_left([row[INPUT_IDS] for row in batch], self.tokenizer.pad_token_id)
+            ids, mask = pad_rows([row[INPUT_IDS] for row in batch], self.tokenizer.pad_token_id)
             yield ids.masked_fill(mask == 0, 0).to(self.accelerator.device), mask.to(self.accelerator.device)
 
     def _completions(self, answers: torch.Tensor) -> list:

@@ -25,16 +25,10 @@ import torch
 from accelerate import PartialState
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    DefaultFlowCallback,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..models.tokens import find_stop_token, mark_special_tokens
 from ..training.trainer import GuardedTrainer
 from .build_models import build_models
 from .config import PPOConfig
@@ -44,10 +38,10 @@ from .experience import Experience, Forward, estimate, last_values
 from .formulas import adapted_kl_coef, clipped_policy_loss, clipped_value_loss, masked_sum
 from .metrics import UpdateMetrics
 from .model_card import PAPER, push_checkpoint, write_model_card
-from .policy_and_value import PolicyAndValue, load_model, mark_special_tokens, token_logprobs
+from .policy_and_value import PolicyAndValue, load_model, token_logprobs
 from .reduction import OverRanks
 from .rewards import RewardFunction, score_rollout
-from .rollout import Rollout, find_stop_token, prepare_dataset, prompt_indices, queued, shuffled, stream_seed
+from .rollout import Rollout, prepare_dataset, prompt_indices, queued, shuffled, stream_seed
 from .sampler import Sampler
 from .score_shaping import ScoreShaping
 from .shared_backbone import give_critic_its_rate
@@ -128,19 +122,11 @@ class PPOTrainer(GuardedTrainer):
             train_dataset, dropped = prepare_dataset(train_dataset, "train_dataset", tokenizer, args)
             eval_dataset, dropped_too = prepare_dataset(eval_dataset, "eval_dataset", tokenizer, args)
         self.dropped_prompts = dropped + dropped_too
-        datasets = (train_dataset, eval_dataset)
         policy_and_value = PolicyAndValue(
             models.policy, models.value_model, args.logits_temperature, args.entropy_coef > 0, models.adapters
         )
-        super().__init__(
-            policy_and_value,
-            args,
-            data_collator or list,
-            *datasets,
-            tokenizer,
-            callbacks=callbacks,
-            optimizers=optimizers,
-        )
+        data = (data_collator or list, train_dataset, eval_dataset, tokenizer)
+        super().__init__(policy_and_value, args, *data, callbacks=callbacks, optimizers=optimizers)
         args.derive_sizes(None if train_dataset is None else len(train_dataset))
         args.check(self.accelerator, optimizers[0])
         models.make_ready(self.accelerator, args)
@@ -157,9 +143,7 @@ class PPOTrainer(GuardedTrainer):
         With `center_rewards` the critic is centred by its mean value after the last token of the first batch, because
         a critic that starts as the reward model predicts the scores before they are centred.
         """
-        self.callback_handler.remove_callback(DefaultFlowCallback)
-        flow = UpdateFlow(lambda: len(self.train_dataset), self.after_optimizer_step)
-        self.callback_handler.callbacks.insert(0, flow)
+        UpdateFlow(lambda: len(self.train_dataset), self.after_optimizer_step).replace_default(self.callback_handler)
         self.kl_coef = self.args.kl_coef
         self.value_center = None if self.args.center_rewards else self.models.critic_mean
         self.state.episode = 0
@@ -203,10 +187,9 @@ class PPOTrainer(GuardedTrainer):
 
     def prompts(self, number: int) -> list[dict[str, Any]]:
         """Return this rank's dataset rows for an update."""
-        args = self.args
+        args, rank, size = self.args, self.accelerator.process_index, self.args.local_batch_size
         indices = prompt_indices(number, args.batch_size, len(self.train_dataset), args.seed)
-        first = self.accelerator.process_index * args.local_batch_size
-        return [self.train_dataset[index] for index in indices[first : first + args.local_batch_size]]
+        return [self.train_dataset[index] for index in indices[rank * size : (rank + 1) * size]]
 
     def sample(self, rows: list[dict[str, Any]], seed: int, greedy: bool = False) -> Rollout:
         """Let the policy answer prompts, at the training temperature or greedily.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import DefaultFlowCallback
+from transformers.trainer_callback import CallbackHandler
 
 
 class UpdateFlow(DefaultFlowCallback):
@@ -20,6 +21,11 @@ class UpdateFlow(DefaultFlowCallback):
 
     def __init__(self, rows: Callable[[], int], after_step: Callable[[], None]):
         self.rows, self.after_step = rows, after_step
+
+    def replace_default(self, handler: CallbackHandler) -> None:
+        """Take the place of Trainer's own flow among its callbacks, as the first of them."""
+        handler.remove_callback(DefaultFlowCallback)
+        handler.callbacks.insert(0, self)
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.after_step()

@@ -10,8 +10,10 @@ from typing import Any, Literal
 from ..core.errors import UserError
 from ..core.files import write_text
 from ..core.stage import Stage
+from ..core.text import aligned, number, share
 from ..data.chat import as_turn, split_by_prompt, to_text, to_turns
 from ..data.jsonl import write_jsonl
+from ..hub.cards import preference_card
 from .judgement_log import JudgementLog, standing_events
 
 
@@ -81,76 +83,12 @@ def write_dataset(
     for name, rows in splits.items():
         write_jsonl(folder / FILES[name], rows)
     write_text(folder / "agreement.json", json.dumps(analysis, indent=1, ensure_ascii=False) + "\n")
-    write_text(folder / "README.md", preference_card(splits, analysis, licence, language))
+    write_text(folder / "README.md", preference_card(splits, FILES, analysis, licence, language))
 
 
 def guidelines_of(judgements: Iterable[dict[str, Any]]) -> dict[str, int]:
     """Count the judgements by the hash of the guidelines that they followed."""
     return dict(Counter(judgement["guidelines"] for judgement in judgements if judgement.get("guidelines")))
-
-
-def preference_card(
-    splits: dict[str, list[dict[str, Any]]], analysis: dict[str, Any], licence: str, language: list[str]
-) -> str:
-    """Return the dataset card: the annotators, their agreement, the guidelines and the licence."""
-    from huggingface_hub import DatasetCard, DatasetCardData
-
-    used = [name for name, rows in splits.items() if rows]
-    names = {"train": "train", "eval": "test"}
-    data = DatasetCardData(
-        license=licence,
-        language=language,
-        task_categories=["reinforcement-learning"],
-        tags=["preference", "rlhf", "trl", "sandan"],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": names[name], "path": FILES[name]} for name in used],
-            }
-        ],
-    )
-    rows = [
-        f"| {row['annotator']} | {row['kind']} | {row['judgements']:,} | {share(row['agreement'])} "
-        f"| {share(row['self_consistency'])} | {'; '.join(row['remarks']) or '–'} |"
-        for row in analysis["annotators"]
-    ]
-    guidelines = [f"- `{name}`: {count:,} judgements" for name, count in analysis["guidelines"].items()]
-    body = [
-        "# Preferences",
-        f"{analysis['judgements']:,} rankings by {len(rows)} annotators, as pairs: "
-        + ", ".join(f"{len(splits[name]):,} in `{names[name]}`" for name in used)
-        + f". No prompt is in both. {analysis['tied_pairs']:,} tied pairs and "
-        f"{analysis['skipped']:,} skipped items are left out.",
-        (
-            "`margin` is the difference of the two ranks. "
-            "Columns: `prompt, chosen, rejected, margin, prompt_id, annotator`."
-        ),
-        "## Agreement",
-        "\n".join(
-            [
-                f"- two annotators order a pair alike: {share(analysis['pairwise_agreement'])}",
-                f"- Krippendorff's alpha (ordinal): {number(analysis['krippendorff_alpha'])}",
-                f"- the same annotator, the item shown again: {share(analysis['self_consistency'])}",
-                f"- the upper of two answers wins (0.5 without bias): {share(analysis['position_bias'])}",
-            ]
-        ),
-        "## Annotators",
-        "| annotator | kind | judgements | agrees with others | with themselves | remarks |\n"
-        "|---|---|--:|--:|--:|---|\n" + "\n".join(rows),
-        "## Guidelines",
-        "\n".join(guidelines) or "None were recorded.",
-    ]
-    return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"))
-
-
-def share(found: dict[str, float] | None) -> str:
-    """Return a share as text, `73.3% (72.1–74.5%)`, or "not measured"."""
-    return f"{found['mean']:.1%} ({100 * found['low']:.1f}–{found['high']:.1%})" if found else "not measured"
-
-
-def number(found: dict[str, float] | None) -> str:
-    """Return a number as text, `0.61 (0.58–0.64)`, or "not measured"."""
-    return f"{found['mean']:.2f} ({found['low']:.2f}–{found['high']:.2f})" if found else "not measured"
 
 
 def preference_pairs(judgements: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
@@ -182,3 +120,28 @@ def preference_pairs(judgements: Iterable[dict[str, Any]]) -> tuple[list[dict[st
                 }
             )
     return pairs, ties
+
+
+def render_agreement(analysis: dict[str, Any]) -> str:
+    """Return the figures of [`sandan.preference.agreement.analyse`] as an aligned table, remarks last."""
+    lines = [
+        ["two annotators order a pair alike", share(analysis["pairwise_agreement"])],
+        ["Krippendorff's alpha, ordinal", number(analysis["krippendorff_alpha"])],
+        ["an annotator agrees with themselves", share(analysis["self_consistency"])],
+        ["the upper of two answers wins", share(analysis["position_bias"])],
+    ]
+    rows = [["annotator", "kind", "judgements", "seconds", "agrees with others", "with themselves", "ties"]]
+    rows += [
+        [
+            row["annotator"],
+            row["kind"],
+            f"{row['judgements']:,}",
+            "" if row["seconds"] is None else f"{row['seconds']:.1f}",
+            share(row["agreement"]),
+            share(row["self_consistency"]),
+            f"{row['ties']:.0%}",
+        ]
+        for row in analysis["annotators"]
+    ]
+    remarks = [f"look at {row['annotator']}: {said}" for row in analysis["annotators"] for said in row["remarks"]]
+    return "\n".join([aligned(lines), "", aligned(rows), *([""] if remarks else []), *remarks, ""])

@@ -198,14 +198,6 @@ def merge_adapters(model: "PreTrainedModel | PeftModel", stage: Stage) -> None:
     model.merge_and_unload().save_pretrained(stage.output_dir)
 
 
-def set_stop_token(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Copy the tokenizer's special tokens into the model's configs, so that generation always stops at its EOS."""
-    for config in (model.config, model.generation_config):
-        config.eos_token_id = tokenizer.eos_token_id
-        config.pad_token_id = tokenizer.pad_token_id
-        config.bos_token_id = tokenizer.bos_token_id
-
-
 def count_dropped(before: "Dataset", after: "Dataset", max_length: int | None, what: str) -> int:
     """Return the number of rows that a trainer left out as too long, and log it.
 
