@@ -68,7 +68,7 @@ class Bench:
     def launch(self, launch: str, processes: int, precision: str, arguments: list[str]) -> list[str]:
         command = [*launcher(launch, processes, self.args.device), "--mixed_precision", precision]
         if self.cpu and processes > 1 and launch != "ddp":
-            command.append(str(ROOT / "tests" / "shards_on_cpu.py"))
+            command.append(str(ROOT / "tests" / "helpers" / "shards_on_cpu.py"))
         return command + arguments
 
     def run(self, command: list[str], output: Path) -> None:

@@ -119,7 +119,7 @@ def test_documented_tests_exist():
 def test_documented_functions_exist():
     rooms = [ROOT / "src" / "sandan" / room for room in ("ppo", "models", "reward", "training")]
     ours = {path.stem for room in rooms for path in room.glob("*.py")}
-    names = documented(rf"({'|'.join(sorted(ours))})\.\w+(\.\w+)*")
+    names = documented(rf"({'|'.join(sorted(ours))})\.(?!json)\w+(\.\w+)*")
     assert len(names) > 50
     for name in names:
         module, *path = name.split(".")
