@@ -84,7 +84,13 @@ def test_a_sharded_stage_leaves_a_whole_model(folder, launch_file, stage):
         pytest.importorskip("deepspeed")
     output = folder / f"{launch_file}-{stage}"
     launch = [*LAUNCH, "--config_file", str(CONFIGS / f"{launch_file}.yaml"), "--num_processes", "2"]
-    launch += ["--mixed_precision", "no", "--main_process_port", "0", str(ROOT / "tests" / "helpers" / "shards_on_cpu.py")]
+    launch += [
+        "--mixed_precision",
+        "no",
+        "--main_process_port",
+        "0",
+        str(ROOT / "tests" / "helpers" / "shards_on_cpu.py"),
+    ]
     done = subprocess.run(
         [*launch, *arguments(stage, folder, output)],
         check=False,

@@ -4,6 +4,7 @@ import errno
 import functools
 import json
 import os
+import re
 import resource
 import shutil
 import signal
