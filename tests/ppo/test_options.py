@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from sandan import PPOConfig
-from sandan.core import signals as interruption
+from sandan.core import signals
 from sandan.core.errors import GateError, Interrupted
 from sandan.models import layer_compilation as compilation
 from sandan.models.sampling import Completion
@@ -418,7 +418,7 @@ def test_a_signal_ends_a_rollout_or_an_evaluation_at_once_and_nothing_is_lost(tm
         return sample(*args, **kwargs)
 
     stopped.evaluation_loop, stopped.sample = evaluation_loop, interrupted
-    with interruption.handled(), pytest.raises(Interrupted):
+    with signals.handled(), pytest.raises(Interrupted):
         stopped.train()
     assert newest_whole(tmp_path / "run").name == "checkpoint-8"
     resumed = resumable(tmp_path / "run", **options)

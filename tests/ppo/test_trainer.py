@@ -1,6 +1,6 @@
 """PPOTrainer on a two-layer Llama: what it must learn, count, save and refuse.
 
-`T1` ... `T26` are the defects of TRL 1.12's PPOTrainer, as shared/reference/ppo.md numbers them.
+`T1` ... `T26` are the defects of TRL 1.12 that docs/ppo.md lists.
 """
 
 import copy

@@ -18,7 +18,7 @@ from datasets import Dataset
 from helpers import ROOT, TEXTS
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 
-from sandan.core import signals as interruption
+from sandan.core import signals
 from sandan.core.errors import Interrupted, UserError
 from sandan.core.stage import Stage
 from sandan.pretrain.masking import BlockCollator, ReproducibleMasking
@@ -78,7 +78,7 @@ def saved(saved_once, tmp_path):
 
 @pytest.fixture
 def handled():
-    with interruption.handled():
+    with signals.handled():
         yield
 
 
@@ -288,7 +288,7 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(make, tmp_path, 
     with pytest.raises(Interrupted, match="SIGTERM"):
         make([At("on_pre_optimizer_step", 2, terminate)], save_strategy="no").train()
     assert newest_whole(tmp_path / "run").name == "checkpoint-3"
-    interruption._received = None
+    signals._received = None
     resumed = make(save_strategy="no")
     resumed.train(resume_from_checkpoint=True)
     assert equal(weights(whole), weights(resumed))
@@ -312,7 +312,7 @@ def test_a_signal_in_an_evaluation_leaves_it_at_once_and_it_is_made_up_for(make,
         stopped.train()
     assert len(batches) in (2, 3)  # of 4
     assert newest_whole(tmp_path / "run").name == "checkpoint-3"
-    interruption._received = None
+    signals._received = None
     resumed = make(**options)
     resumed.train(resume_from_checkpoint=True)
     assert equal(weights(whole), weights(resumed))
@@ -459,7 +459,7 @@ def on_two_ranks(folder, moment):
         event = {"step": "on_pre_optimizer_step", "evaluation": "on_prediction_step", "nan": "on_step_begin"}[moment]
         run.add_callback(At(event, 2, terminate if moment != "nan" else lambda: spoil(run)))
     seen = "finished"
-    with interruption.handled():
+    with signals.handled():
         try:
             run.train()
         except (Interrupted, FloatingPointError) as error:

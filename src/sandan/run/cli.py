@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..core import signals as interruption
+from ..core import signals
 from ..core.errors import GateError, Interrupted, UserError
 from ..core.stage import RunArguments, Stage, TrainingRunArguments, effective_config, is_main_process
 from ..training.checkpoints import disk_problem
@@ -53,10 +53,10 @@ def guarded(action: Callable[[], None], interruptible: bool = True) -> None:
     """
     line, code = "", 0
     try:
-        with interruption.handled() if interruptible else contextlib.nullcontext():
+        with signals.handled() if interruptible else contextlib.nullcontext():
             action()
     except Interrupted as error:
-        line, code = f"stopped by {error}; the same command goes on", interruption.REQUEUE_EXIT_CODE
+        line, code = f"stopped by {error}; the same command goes on", signals.REQUEUE_EXIT_CODE
     except (GateError, FloatingPointError) as error:
         line, code = f"error: {error}", 1
     except UserError as error:
@@ -68,7 +68,7 @@ def guarded(action: Callable[[], None], interruptible: bool = True) -> None:
         line = f"error: {getattr(error, 'filename', None) or 'a file'}: cannot be read or written: {problem}"
         code = 2
     # Run after the except blocks, so the traceback no longer keeps the trainer alive.
-    _destroy_process_group(together=code in (0, interruption.REQUEUE_EXIT_CODE))
+    _destroy_process_group(together=code in (0, signals.REQUEUE_EXIT_CODE))
     if code:
         _exit(line, code)
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import ProgressCallback
 from trl import get_peft_config
 
-from ..core import signals as interruption
+from ..core import signals
 from ..core.errors import Interrupted, UserError
 from ..core.stage import Stage, is_main_process
 from ..models.loading import first_line, model_init_kwargs
@@ -138,10 +138,10 @@ def kept_if_interrupted(trainer: "ReliableTrainer") -> Iterator[None]:
     """
     alone = trainer.accelerator.num_processes == 1
     try:
-        with contextlib.nullcontext() if alone else interruption.deferred():
+        with contextlib.nullcontext() if alone else signals.deferred():
             yield
     except Interrupted:
-        with interruption.deferred():
+        with signals.deferred():
             trainer.save_checkpoint()
         raise
 

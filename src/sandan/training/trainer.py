@@ -26,7 +26,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
-from ..core import signals as interruption
+from ..core import signals
 from ..core.errors import Interrupted, UserError
 from ..models.memory import keep_freed_memory
 from . import checkpoints
@@ -46,8 +46,8 @@ def on_any_rank(accelerator: Accelerator, flag: bool) -> bool:
 
 def leave_if_asked(accelerator: Accelerator) -> None:
     """Raise [`Interrupted`] on all ranks if any was asked to stop. For phases in which the state does not change."""
-    if on_any_rank(accelerator, interruption.requested() is not None):
-        raise Interrupted(interruption.requested() or "a signal to another rank")
+    if on_any_rank(accelerator, signals.requested() is not None):
+        raise Interrupted(signals.requested() or "a signal to another rank")
 
 
 class StopWhenAsked(TrainerCallback):
@@ -58,7 +58,7 @@ class StopWhenAsked(TrainerCallback):
         self.stopped = False
 
     def on_step_end(self, args, state, control, **kwargs):
-        if on_any_rank(self.accelerator, interruption.requested() is not None):
+        if on_any_rank(self.accelerator, signals.requested() is not None):
             self.stopped = control.should_save = control.should_training_stop = True
 
     def on_prediction_step(self, args, state, control, **kwargs):
@@ -230,7 +230,7 @@ class ReliableTrainer(Trainer):
         self._stop.stopped, self._earlier_loss, self._evaluation_due = False, 0.0, False
         self._goes_on = start is not None
         self._forget_evaluation()
-        with interruption.deferred():
+        with signals.deferred():
             try:
                 output = super().train(None if start is None else str(start), *args, **kwargs)
             except Interrupted:
@@ -241,7 +241,7 @@ class ReliableTrainer(Trainer):
                     f"{start}: a file in it holds other things than numbers; refused, nothing ran"
                 ) from error
         if self._stop.stopped:
-            raise Interrupted(interruption.requested() or "a signal to another rank")
+            raise Interrupted(signals.requested() or "a signal to another rank")
         # Trainer has added these losses to its total; a checkpoint saved from here on must not add them again.
         self._tr_loss.zero_()
         self._globalstep_last_logged = self.state.global_step
