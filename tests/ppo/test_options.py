@@ -22,7 +22,7 @@ from sandan.core import signals
 from sandan.core.errors import GateError, Interrupted
 from sandan.models import layer_compilation as compilation
 from sandan.models.sampling import Completion
-from sandan.ppo import diagnosis_callback as watch
+from sandan.ppo import watch
 from sandan.ppo.diagnosis import Finding, findings
 from sandan.ppo.evaluation import samples_table
 from sandan.training.checkpoints import newest_whole
@@ -317,7 +317,7 @@ def test_a_finding_is_logged_once_and_a_collapse_can_stop_the_run(tiny, tmp_path
     monkeypatch.setattr(watch, "findings", lose_the_policy)
     settings = {"total_episodes": 24, "logging_steps": 2, "save_strategy": "steps", "save_steps": 2}
     tiny(**settings).train()
-    assert [one.getMessage() for one in caplog.records if one.name == "sandan.ppo.diagnosis_callback"] == [
+    assert [one.getMessage() for one in caplog.records if one.name == "sandan.ppo.watch"] == [
         "step 4: answers stop ending"
     ]
     trainer = tiny(stop_on_collapse=True, output_dir=str(tmp_path / "stopped"), **settings)

@@ -23,8 +23,8 @@ from .config import PPOConfig
 from .ema import EMA_FOLDER, PolicyAverage
 from .policy_and_value import (
     disable_dropout,
+    given_or_loaded,
     has_score_head,
-    load_model,
     load_weights,
     save_policy,
     value_model_from_policy,
@@ -214,7 +214,7 @@ def _own_critic(value_model: Any, rewards: list[Reward], policy: nn.Module) -> P
     if any(isinstance(reward, ModelReward) and value_model is reward.model for reward in rewards):
         raise ValueError("value_model is the reward model itself, which stays frozen; give a copy or leave it out")
     if value_model is not None:
-        critic = load_model(AutoModelForSequenceClassification, value_model, num_labels=1)
+        critic = given_or_loaded(AutoModelForSequenceClassification, value_model, num_labels=1)
     elif isinstance(first, ModelReward) and first.own_tokenizer is None and has_score_head(first.model):
         critic = copy.deepcopy(first.model)
     elif isinstance(policy, PeftModel):
@@ -260,7 +260,7 @@ def _with_adapters(policy: nn.Module, peft_config: PeftConfig | None, args: PPOC
 def _reference(ref_model: str | PreTrainedModel | None, policy: nn.Module) -> PreTrainedModel | None:
     """Return the frozen reference, or None if it is the policy with other adapters."""
     if ref_model is not None:
-        return load_model(AutoModelForCausalLM, ref_model).eval().requires_grad_(False)
+        return given_or_loaded(AutoModelForCausalLM, ref_model).eval().requires_grad_(False)
     if isinstance(policy, PeftModel):
         return None
     return copy.deepcopy(policy).eval().requires_grad_(False)

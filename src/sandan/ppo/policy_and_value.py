@@ -165,7 +165,7 @@ def value_model_from_policy(policy: PreTrainedModel) -> PreTrainedModel:
     return value_model
 
 
-def load_model(auto_class: type, model: str | Path | nn.Module, **kwargs) -> nn.Module:
+def given_or_loaded(auto_class: type, model: str | Path | nn.Module, **kwargs) -> nn.Module:
     """Return a given model, or load it from a path in float32 (bf16 weights do not move at PPO's learning rates)."""
     return (
         auto_class.from_pretrained(model, dtype=torch.float32, **kwargs) if isinstance(model, (str, Path)) else model

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from ..models.scoring import score_rows
 from .inputs import takes
-from .policy_and_value import load_model
+from .policy_and_value import given_or_loaded
 from .reduction import OverRanks
 from .rollout import INPUT_IDS, Rollout
 from .shared_backbone import AdapterHead, Adapters, shared_reward
@@ -141,7 +141,7 @@ def make_rewards(
         if shared is not None:
             rewards.append(ModelReward(Path(function).name, shared, tokenizer, reader))
         elif isinstance(function, (str, Path, PreTrainedModel)):
-            model = load_model(AutoModelForSequenceClassification, function, num_labels=1)
+            model = given_or_loaded(AutoModelForSequenceClassification, function, num_labels=1)
             name = Path(model.config.name_or_path).name or type(model).__name__
             rewards.append(ModelReward(name, model, tokenizer, reader))
         else:

@@ -32,13 +32,12 @@ from ..models.tokens import find_stop_token, mark_special_tokens
 from ..training.trainer import GuardedTrainer
 from .build_models import build_models
 from .config import PPOConfig
-from .diagnosis_callback import Watch
 from .evaluation import evaluate_answers, generate_completions, show_samples
 from .experience import Experience, Forward, estimate, last_values
 from .formulas import adapted_kl_coef, clipped_policy_loss, clipped_value_loss, masked_sum
 from .metrics import UpdateMetrics
 from .model_card import PAPER, push_checkpoint, write_model_card
-from .policy_and_value import PolicyAndValue, load_model, token_logprobs
+from .policy_and_value import PolicyAndValue, given_or_loaded, token_logprobs
 from .reduction import OverRanks
 from .rewards import RewardFunction, score_rollout
 from .rollout import Rollout, prepare_dataset, prompt_indices, queued, shuffled, stream_seed
@@ -46,6 +45,7 @@ from .sampler import Sampler
 from .score_shaping import ScoreShaping
 from .shared_backbone import give_critic_its_rate
 from .update_loop import UpdateFlow, UpdateLoader
+from .watch import Watch
 
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class PPOTrainer(GuardedTrainer):
         rewards = reward_funcs if reward_model is None else reward_model
         # The trainer writes derived sizes into its settings, so it takes a copy of the caller's object.
         args = copy.copy(args) if args is not None else PPOConfig("tmp_trainer")
-        policy = load_model(AutoModelForCausalLM, model)
+        policy = given_or_loaded(AutoModelForCausalLM, model)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(policy.config.name_or_path)
         self.stop_token_id = find_stop_token(args.stop_token_id, tokenizer)
         if args.n_gpu > 1:
