@@ -175,11 +175,11 @@ def test_rlhf_raises_the_best_answer_and_unlearns_the_insult(toys, base, process
         temperature=1.0,
         missing_eos_penalty=1.0,
         per_device_train_batch_size=32,
-        total_episodes=640,
+        total_episodes=1280,
         num_ppo_epochs=4,
         kl_coef=0.05,
         stop_on_collapse=True,
-        **(TRAINER | {"learning_rate": 3e-4}),
+        **(TRAINER | {"learning_rate": 5e-4}),
     )
 
     def probabilities(path):
