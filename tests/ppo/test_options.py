@@ -287,7 +287,7 @@ def history(entries=30, **trends):
     [
         ({"objective__kl": (0, 40)}, "kl", False, "score rises .* runs away from its reference"),
         ({"objective__kl": (0, 40), "objective__scores": (0, -1)}, "kl", True, "left its reference"),
-        ({"objective__kl": (0, 80)}, "kl", True, "ran away from its reference .* broken_answer_share"),
+        ({"objective__kl": (0, 200)}, "kl", True, "ran away from its reference .* broken_answer_share"),
         ({"val__response_tokens": (20, 60)}, "length", False, "score rises .* answers get longer"),
         ({"val__repeated_share": (0, 0.6)}, "repetition", False, "score rises .* repeat themselves"),
         ({"val__stopped_share": (0.9, 0.3)}, "endless", False, "answers stop ending"),

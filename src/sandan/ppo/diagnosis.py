@@ -14,9 +14,11 @@ from typing import Any
 WINDOW = 3
 # Number of entries in which the critic may explain nothing before this is reported.
 CRITIC_PATIENCE = 10
-# At one nat a sampled token is e times as likely as under the reference, at two nats 7 times: the policy then no
-# longer chooses among answers that the reference gives.
-MAX_KL_PER_TOKEN, LOST_KL_PER_TOKEN = 1.0, 2.0
+# At one nat a sampled token is e times as likely as under the reference.
+MAX_KL_PER_TOKEN = 1.0
+# The reference's own answers carry its entropy in nats: a policy that chooses among them has a KL of about that at most.
+# With several times as much it writes what the reference would not. The floor is for references of nearly no entropy.
+LOST_KL_TO_ENTROPY, LOST_KL_NATS = 3.0, 5.0
 MAX_LENGTH_GROWTH = 1.5
 MAX_REPETITION_GROWTH = 0.2
 MIN_ENTROPY_LEFT, MIN_ENDING_LEFT, FEW_ENDING_LEFT = 0.1, 0.5, 0.1
@@ -87,12 +89,14 @@ def _over_optimisation(first: _Means, last: _Means) -> Iterator[Finding]:
     kl_per_token = last.kl / max(last.tokens, 1)
     rise = f"the score rises ({first.score:.3g} to {last.score:.3g}) while"
     advice = "read the samples, judge them by another measure than this reward, and"
-    if kl_per_token > LOST_KL_PER_TOKEN:
+    entropy = first.entropy * first.tokens
+    if last.kl > max(LOST_KL_TO_ENTROPY * entropy, LOST_KL_NATS):
         yield Finding(
             "kl",
-            f"the policy ran away from its reference (KL {last.kl:.3g} nats per answer, {kl_per_token:.2g} per token), "
-            f"at a score of {first.score:.3g} to {last.score:.3g}: it writes what the reward model never learned to "
-            "judge; lower learning_rate, raise kl_coef, or train the reward model with broken_answer_share",
+            f"the policy ran away from its reference (KL {last.kl:.3g} nats per answer, where the reference's own answers "
+            f"carry {entropy:.3g}), at a score of {first.score:.3g} to {last.score:.3g}: it writes what the reward model "
+            "never learned to judge; lower learning_rate, raise kl_coef, or train the reward model with "
+            "broken_answer_share",
             collapse=True,
         )
     elif kl_per_token > MAX_KL_PER_TOKEN and last.score > first.score:
