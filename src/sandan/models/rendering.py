@@ -47,14 +47,21 @@ def pad_rows(
 
 
 def encode_answers(
-    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], answers: Sequence[str]
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Prompt],
+    answers: Sequence[str],
+    ended: Sequence[bool] | None = None,
 ) -> list[list[int]]:
-    """Return the token ids of prompt + answer + stop token, as SFT and the reward model see them."""
-    rows = []
-    for prompt, answer in zip(prompts, answers, strict=True):
+    """Return the token ids of prompt + answer + stop token, as SFT and the reward model see them.
+
+    Args:
+        ended: whether each answer has its stop token; by default all have. (A chat template always writes its own end.)
+    """
+    rows, eos = [], tokenizer.eos_token or ""
+    for prompt, answer, has_end in zip(prompts, answers, ended or [True] * len(answers), strict=True):
         if isinstance(prompt, str):
             text = prompt + answer
-            text += "" if text.endswith(tokenizer.eos_token) else tokenizer.eos_token
+            text += eos if has_end and not text.endswith(eos) else ""
             rows.append(tokenizer(text)["input_ids"])
         else:
             turns = [*prompt, {"role": "assistant", "content": answer}]

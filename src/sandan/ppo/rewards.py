@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from ..models.rendering import encode_answers
 from ..models.scoring import score_rows
 from .inputs import takes
 from .policy_and_value import given_or_loaded
@@ -103,17 +104,8 @@ class ModelReward:
 
     def _read_as_text(self, rollout: Rollout) -> list[list[int]]:
         """Return prompt + answer in the reward model's own tokens. An answer that stopped ends in that model's EOS."""
-        rows = []
-        for prompt, completion in zip(rollout.prompts(self.tokenizer), rollout.completions, strict=True):
-            if isinstance(prompt, str):
-                ids = self.reader(prompt + completion.text)["input_ids"]
-                if completion.stopped and ids[-1:] != [self.reader.eos_token_id]:
-                    ids = ids + [self.reader.eos_token_id]
-            else:
-                messages = [*prompt, {"role": "assistant", "content": completion.text}]
-                ids = self.reader.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
-            rows.append(ids)
-        return rows
+        texts, ended = zip(*((answer.text, answer.stopped) for answer in rollout.completions), strict=True)
+        return encode_answers(self.reader, rollout.prompts(self.tokenizer), texts, ended)
 
 
 def make_rewards(
