@@ -12,7 +12,7 @@ faults_* runs scripts/pretrain.py or ppo.py on N GPUs, in bf16 with dropout. In 
 the launcher gets SIGTERM, as from Slurm, both after the first checkpoint. All processes must end in time, and the same
 command must resume the run and log the same as an uninterrupted run; on the CPU this is compared bit for bit.
 
-A process that does not end is a failure. Models and data are those of tests/faults.py. Prints JSON; exit code 1 if a
+A process that does not end is a failure. Models and data are those of tests/helpers/faults.py. Prints JSON; exit code 1 if a
 case fails.
 """
 
@@ -32,7 +32,7 @@ from ppo_parity import ROOT
 
 
 sys.path.extend([str(ROOT / "src"), str(ROOT / "tests")])
-import faults
+from helpers import faults
 
 
 def cases(*launches: str) -> list[str]:
@@ -58,7 +58,7 @@ class Bench:
         self.cpu = args.device == "cpu"
 
     def arguments(self, stage: str, output: Path, **changes: Any) -> list[str]:
-        """Return script and options of a stage of tests/faults.py; the value None removes an option."""
+        """Return script and options of a stage of tests/helpers/faults.py; the value None removes an option."""
         script, words = faults.command(STAGES[stage], self.folder, output)
         options = dict(zip(words[::2], words[1::2], strict=True))
         options |= {"--use_cpu": self.cpu, **{f"--{name}": value for name, value in changes.items()}}

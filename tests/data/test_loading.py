@@ -1,4 +1,4 @@
-"""Data files: what is broken is named with file and line, what is fine loads (traps.md, section 10)."""
+"""Data files: what is broken is named with file and line, what is fine loads."""
 
 import gzip
 import json

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sandan.core.errors import UserError
 from sandan.core.stage import Stage
-from sandan.data import row_checks as validation
+from sandan.data import row_checks
 from sandan.data.jsonl import read_jsonl, write_jsonl
 from sandan.data.loading import DataArguments, load_data
 from sandan.data.row_checks import SHOWN_PROBLEMS, Findings, RowHashes, leaked, repeated, row_hash, scan_file
@@ -130,7 +130,7 @@ def test_the_first_20_problems_are_shown_and_all_are_counted(refusal, caplog):
 
 
 def test_a_row_of_many_megabytes_is_one_problem_and_the_next_is_read(here, monkeypatch):
-    monkeypatch.setattr(validation, "MAX_ROW_BYTES", 1 << 20)
+    monkeypatch.setattr(row_checks, "MAX_ROW_BYTES", 1 << 20)
     (here / "a.jsonl").write_text(f'{{"text": "{"a" * (3 << 20)}"}}\n{{"text": ""}}\n')
     findings = Findings()
     scan_file("a.jsonl", TEXT, findings)

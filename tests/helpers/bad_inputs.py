@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from helpers import ROOT
+
+ROOT = Path(__file__).parents[2]
 
 
 SFT, PAIR = "data/sft.jsonl", "outputs/tiny/preferences/preferences_train.jsonl"

@@ -13,8 +13,6 @@ from sandan.core.chain import CHAIN
 
 
 COPIED = ("recipes", "data", "scripts")
-
-
 LINKED = ("Makefile", "src", "setup.cfg", "constraints.txt", "pyproject.toml", "LICENSE")
 
 

@@ -1,6 +1,6 @@
 """PPO runs that die at a chosen moment, as if their machine had failed.
 
-python -m helpers.doomed_ppo FOLDER        # a run for each moment
+PYTHONPATH=tests python -m helpers.doomed_ppo FOLDER        # a run for each moment
 """
 
 import os

@@ -18,8 +18,6 @@ from sandan.ppo.rollout import Rollout
 
 # A single update with a single optimizer step.
 ONE = {"total_episodes": 8, "num_ppo_epochs": 1}
-
-
 SIZES = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -31,8 +29,6 @@ SIZES = {
     "eos_token_id": 1,
     "bos_token_id": 1,
 }
-
-
 TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
 
 

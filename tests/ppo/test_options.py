@@ -136,9 +136,9 @@ def test_scores_are_scaled_by_all_that_came_before(tiny):
     for count, log in enumerate(updates(trainer), start=1):
         scale = torch.cat(seen[:count]).std().item()
         assert log["objective/scores"] == pytest.approx(seen[count - 1].mean().item() / scale, rel=1e-4)
-    moments = trainer.scores.moments
+    moments = trainer.score_shaping.moments
     trainer.evaluate()
-    assert trainer.scores.moments == moments
+    assert trainer.score_shaping.moments == moments
 
 
 def test_the_critic_may_have_a_learning_rate_of_its_own(tiny):

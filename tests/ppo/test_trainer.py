@@ -414,7 +414,7 @@ def test_the_penalty_is_for_answers_without_the_stop_token(tiny):  # T15, T27
             stop_token_id=5, missing_eos_penalty=1.0, missing_eos_penalty_mode=mode, response_length=32, **ONE
         )
         stopped, scores = torch.tensor([True, False]), torch.tensor([0.25, 0.25])
-        before, after = trainer.scores.shape(scores, stopped)
+        before, after = trainer.score_shaping.shape(scores, stopped)
         assert before.tolist() == [0.25, 0.25]
         assert after.tolist() == [0.25, -0.75 if mode == "subtract" else -1.0]
         trainer.train()
@@ -561,9 +561,9 @@ def test_bad_rewards_are_named(tiny):
 def test_centred_and_clipped_rewards(tiny):
     trainer = tiny(reward=lambda prompts, completions: list(range(100, 108)), center_rewards=True, score_clip=2.0)
     trainer.train()
-    assert trainer.scores.center == pytest.approx(103.5)
+    assert trainer.score_shaping.center == pytest.approx(103.5)
     assert updates(trainer)[0]["objective/scores"] == pytest.approx(0)
-    shaped, _ = trainer.scores.shape(torch.tensor([0.0, 103.0, 999.0]), torch.tensor([True] * 3))
+    shaped, _ = trainer.score_shaping.shape(torch.tensor([0.0, 103.0, 999.0]), torch.tensor([True] * 3))
     assert shaped.tolist() == [-2.0, -0.5, 2.0]
 
 

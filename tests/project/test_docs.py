@@ -353,3 +353,16 @@ def test_the_readme_names_files_and_folders_that_exist():
             if place == "outputs/":
                 continue
             assert list(ROOT.glob(re.sub(r"<\w+>", "*", place).rstrip("/"))), f"{name}: {place}"
+
+
+@pytest.mark.parametrize("path", [*sorted(ROOT.glob("benchmarks/[!_]*.py")), ROOT / "tests" / "helpers" / "faults.py"])
+def test_a_program_starts_from_a_bare_shell(path):
+    if "argparse" not in path.read_text(encoding="utf-8"):
+        pytest.skip("started by another benchmark")
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+        "PYTHONPATH": str(ROOT / "src")
+    }
+    done = subprocess.run(
+        [sys.executable, path, "--help"], check=False, env=bare, capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr[-1000:]

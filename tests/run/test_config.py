@@ -1,4 +1,4 @@
-"""Configuration: nothing misspelt, misread or secret gets past the parser (traps.md, section 1)."""
+"""Configuration: nothing misspelt, misread or secret gets past the parser."""
 
 import os
 import runpy

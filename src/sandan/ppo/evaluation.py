@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# First number of the seeds for answers to evaluation prompts; training uses other first numbers.
+# Second number of the seeds for answers to evaluation prompts; training uses others.
 EVALUATION = 3
 SHOWN_SAMPLES = 4
 PROMPT_COLUMNS, ANSWER_COLUMNS = 60, 120
@@ -44,7 +44,7 @@ def evaluate_answers(trainer: "PPOTrainer", dataset: "Dataset", prefix: str) -> 
         rows = [dataset[index % total] for index in batch]
         rollout = trainer.sample(rows, stream_seed(args.seed, EVALUATION, number, rank))
         components = trainer.score(rollout)
-        _, scores = trainer.scores(components, rollout)
+        _, scores = trainer.score_shaping(components, rollout)
         columns = torch.stack(list(_columns(trainer, rollout, scores, trainer.forward(rollout))), 1)
         weight = torch.tensor([float(index < total) for index in batch], device=scores.device, dtype=torch.float64)
         sums = sums + weight @ torch.cat([columns, components], 1).double()

@@ -3,7 +3,7 @@
 For a prompt x and a response y_0 ... y_n sampled at temperature tau, n the index of the first stop token (or the end):
 
     r_t = -beta kl_t + [t = e] score                                            token rewards   Ziegler et al. 2019
-    delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1}     advantages   Schulman et al. 2016
+    delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1}     advantages   Schulman et al. 2015
     G_t = A_t + V_t                                                                   returns
     rho_t = exp(log p_new - log p_old)
     L_policy = mean max(-A rho, -A clip(rho, 1 - eps, 1 + eps))                                 Schulman et al. 2017
@@ -94,7 +94,7 @@ def token_rewards(
 def generalized_advantages(
     rewards: torch.Tensor, values: torch.Tensor, gamma: float, lam: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return generalized advantages (Schulman et al. 2016, eq. 16); V and A are 0 after the last position.
+    """Return generalized advantages (Schulman et al. 2015, eq. 16); V and A are 0 after the last position.
 
     Args:
         rewards, values (`(B, T)`): both 0 outside the critic's mask.

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 POSTPONED = ("should_log", "should_evaluate", "should_save", "should_training_stop")
-# First numbers of the seeds of independent random streams (0 is the order of the prompts, 3 evaluation).
+# Second numbers of the seeds, after the run's own, of independent random streams (0 is the order of the prompts, 3 evaluation).
 SAMPLING, MINIBATCHES = 1, 2
 
 
@@ -132,7 +132,7 @@ class PPOTrainer(GuardedTrainer):
         models.make_ready(self.accelerator, args)
         self.over_ranks = OverRanks(self.accelerator)
         self.sampler = Sampler(models.policy, args, tokenizer, self.stop_token_id, self.accelerator)
-        self.scores = ScoreShaping(args, models.reward_weights, self.over_ranks)
+        self.score_shaping = ScoreShaping(args, models.reward_weights, self.over_ranks)
         self.metrics = UpdateMetrics(args, self.over_ranks)
         self.watch = Watch(args)
         self._begin_state()
@@ -164,13 +164,13 @@ class PPOTrainer(GuardedTrainer):
         # 2. The rewards judge.
         with metrics.timed("time/reward_seconds"):
             components = self.score(rollout)
-            scores_before, scores = self.scores(components, rollout, training=True)
+            scores_before, scores = self.score_shaping(components, rollout, training=True)
         # 3. Log-probs, reference log-probs and values before the update.
-        # 4. KL-penalised rewards, advantages (GAE) and returns.
         with metrics.timed("time/forward_seconds"):
             old = self.forward(rollout)
             if self.value_center is None:
                 self.value_center = self.over_ranks.mean(last_values(rollout, old.values, args))
+            # 4. KL-penalised rewards, advantages (GAE) and returns.
             experience = estimate(rollout, old, scores, self.kl_coef, self.value_center, args, self.over_ranks)
             if problem := experience.not_finite(self.over_ranks):
                 unharmed = "the weights are still those of the step before"
@@ -181,9 +181,11 @@ class PPOTrainer(GuardedTrainer):
         metrics.begin_steps()
         if args.shows_samples(number):
             show_samples(self, rollout, scores.tolist())
-        # 5. Trainer calls `compute_loss` on each micro-batch, then steps.
+        # 5. Trainer calls `compute_loss` on each micro-batch, and steps after the last one of a minibatch.
         yield from self.minibatches(number, experience)
-        # 6. `_finish_update` is called when Trainer has made the last step.
+        # 6. After the last step Trainer calls `_maybe_log_save_evaluate`, and that `_finish_update`.
+
+    # ---- 1, 2, 3, 5: its parts ----
 
     def prompts(self, number: int) -> list[dict[str, Any]]:
         """Return this rank's dataset rows for an update."""
@@ -211,7 +213,7 @@ class PPOTrainer(GuardedTrainer):
         args, device, total = self.args, self.accelerator.device, len(rollout.rows)
         width = rollout.width(range(total), args.response_length)
         old = Forward(*(torch.zeros(total, width, device=device) for _ in range(3)))
-        self.model.eval()
+        self.model.eval()  # `training_step` switches back
         for minibatch in rollout.chunks(torch.arange(total), args.num_mini_batches, args.per_device_train_batch_size):
             for part in minibatch:
                 inputs = rollout.tensors(part, args.response_length, self.processing_class.pad_token_id, device)
@@ -268,7 +270,7 @@ class PPOTrainer(GuardedTrainer):
         """Return L = L_policy + vf_coef L_value - entropy_coef H of one micro-batch, normalised over its step."""
         args, mask, value_mask = self.args, inputs["old_policy_mask"], inputs["old_value_mask"]
         logprobs, entropies, values = model(inputs["input_ids"], inputs["attention_mask"], inputs["responses"])
-        values = values - self.value_center
+        values = values - self.value_center  # as the old values
         policy_losses, ratio, policy_clipped = clipped_policy_loss(
             logprobs, inputs["old_logprobs"], inputs["old_advantages"], args.cliprange, args.dual_clip
         )
@@ -404,12 +406,12 @@ class PPOTrainer(GuardedTrainer):
 
     def _run_state(self) -> dict[str, Any]:
         own = {"kl_coef": self.kl_coef, "value_center": self.value_center}
-        return super()._run_state() | own | self.scores.state_dict()
+        return super()._run_state() | own | self.score_shaping.state_dict()
 
     def _set_run_state(self, state: dict[str, Any]) -> None:
         super()._set_run_state(state)
         self.kl_coef, self.value_center = state["kl_coef"], state["value_center"]
-        self.scores.load_state_dict(state)
+        self.score_shaping.load_state_dict(state)
         self.state.episode = self.state.global_step // self.args.steps_per_update * self.args.batch_size
 
     def _unlogged_metrics(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Ranking of candidate answers by people or a model: the log, the queue, the page, agreement and preference pairs."""
+"""Step 3, ranking by people, a model or simulated rankers: the log, the queue, the page, agreement, preference pairs."""

@@ -14,7 +14,7 @@ from ..core.text import aligned, number, share
 from ..data.chat import as_turn, split_by_prompt, to_text, to_turns
 from ..data.jsonl import write_jsonl
 from ..hub.cards import preference_card
-from .judgement_log import JudgementLog, standing_events
+from .judgement_log import JudgementLog, standing_events, standing_judgements
 
 
 Form = Literal["given", "standard", "conversational"]
@@ -32,9 +32,9 @@ def read_logs(files: Sequence[str], stage: Stage) -> tuple[list[dict[str, Any]],
         if parts[0] == "annotations" and len(parts) > 2 and not Path(file).exists():
             hint = f"make rank RECIPE={parts[1]} ANNOTATOR=your-name"
             raise UserError(f"{file}: no such log; rank some items first: `{hint}`")
-    standing = [event for file in files for event in standing_events(JudgementLog(stage.add_input(file)).read())]
-    skips = [event for event in standing if event.get("event") == "skip"]
-    judgements = [event for event in standing if event.get("event", "judgement") == "judgement"]
+    logs = [JudgementLog(stage.add_input(file)).read() for file in files]
+    skips = [event for events in logs for event in standing_events(events) if event.get("event") == "skip"]
+    judgements = [judgement for events in logs for judgement in standing_judgements(events)]
     if not judgements:
         raise UserError(f"{', '.join(files)}: no judgement that stands; rank some items first (`make rank`)")
     return judgements, skips

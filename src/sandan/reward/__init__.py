@@ -1,1 +1,1 @@
-"""Step 3, the reward model: its trainer, its metrics, its scale, and the gate before PPO."""
+"""Step 3, the reward model: its trainer, its metrics (which measure its scale), and the gate before PPO."""
