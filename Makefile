@@ -19,7 +19,7 @@ SEEDS ?= 1 2 3
 PYTHON ?= python3
 EXTRAS ?= dev
 # Two test files at a time, a core each: the chain, which runs on one, is half of the time.
-WORKERS := -n 2 --dist loadfile
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
 VENV := .venv
 BIN := $(VENV)/bin

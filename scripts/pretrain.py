@@ -91,4 +91,5 @@ if __name__ == "__main__":
         "trl:ModelConfig",
         "sandan.data.loading:DataArguments",
         preview="sandan.pretrain.preview",
+        row=lambda args, *_: "pretrain_mlm" if args.objective == "mlm" else "pretrain",
     )

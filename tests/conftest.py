@@ -16,6 +16,15 @@ os.environ.update(OFFLINE)
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
 
 
+# Minutes each: begun first, so that no core waits for the other one at the end.
+LONG = ("test_chain.py", "test_seed_examples.py", "test_checkpoints.py", "test_docs.py", "test_distributed.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Sort the files that take long to the front; within a file the order stays."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 def pytest_report_header():
     """Say what a red run depends on, so that it can be repeated on another machine."""
     import torch

@@ -20,7 +20,11 @@ REPORT = "the traceback below, the command, and the folder's recipe.yaml (SECURI
 
 
 def run(
-    main: Callable[..., None], *dataclass_specs: str | type, stage: bool = True, preview: str | None = None
+    main: Callable[..., None],
+    *dataclass_specs: str | type,
+    stage: bool = True,
+    preview: str | None = None,
+    row: Callable[..., str] | None = None,
 ) -> None:
     """Parse the command line into `dataclass_specs` and call `main(*values, stage)`.
 
@@ -32,6 +36,8 @@ def run(
         stage: false for a program without a stage folder; it is called as `main(*values)`.
         preview: for a stage that trains, the module that shows its rows and sizes in a dry run (see
             [`sandan.training.preview`]).
+        row: for a script of several stages, a function of the values that names the row of [`sandan.core.chain`] that
+            this run is; by default it is the script's own name.
 
     Exit codes: 0 done; 1 a gate was not passed, training diverged or the program failed; 2 a mistake that the user can
     correct; 75 stopped by SIGTERM or SIGINT (the same command resumes the run).
@@ -42,7 +48,7 @@ def run(
     logging.basicConfig(level=logging.INFO if is_main_process() else logging.ERROR, format="%(message)s")
     for noisy in ("httpx", "httpcore", "filelock", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    guarded(lambda: _run(main, dataclass_specs, sys.argv[1:], stage, preview), interruptible=stage)
+    guarded(lambda: _run(main, dataclass_specs, sys.argv[1:], stage, preview, row), interruptible=stage)
 
 
 def guarded(action: Callable[[], None], interruptible: bool = True) -> None:
@@ -101,6 +107,7 @@ def _run(
     argv: list[str],
     is_stage: bool,
     preview: str | None,
+    row: Callable[..., str] | None,
 ) -> None:
     run_options = options_of(preview)
     help_wanted = {"-h", "--help", "--help_all"} & set(argv)
@@ -139,8 +146,7 @@ def _run(
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         unset_hf_deepspeed_config()
-    kind = Path(main.__code__.co_filename).stem + ("_mlm" if config.get("objective") == "mlm" else "")
-    with pushed(stage, kind, values):
+    with pushed(stage, row(*values) if row else Path(main.__code__.co_filename).stem, values):
         stage.open()
         try:
             main(*values, stage)
@@ -154,7 +160,7 @@ def _run(
 
 
 @contextlib.contextmanager
-def pushed(stage: Stage, kind: str, values: Sequence[Any]) -> Iterator[None]:
+def pushed(stage: Stage, row: str, values: Sequence[Any]) -> Iterator[None]:
     """Push the stage's folder after the block if `push_to_hub` is set; check the rights to do so before the block.
 
     The push of `Trainer` is switched off: it would upload pickled files, and do so before the run has succeeded.
@@ -175,8 +181,8 @@ def pushed(stage: Stage, kind: str, values: Sequence[Any]) -> Iterator[None]:
         check_rights(repo_id, api)
     yield
     if is_main_process():
-        results = {kind: read_result(stage.output_dir)}
-        repository = one_stage(stage.output_dir, repo_id, results, kind, None)
+        results = {row: read_result(stage.output_dir)}
+        repository = one_stage(stage.output_dir, repo_id, results, row, None)
         refuse_secrets(repository)
         push([repository], stage.config.get("hub_private_repo") is False, api, logging.getLogger(__name__).info)
 
