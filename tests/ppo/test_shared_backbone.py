@@ -6,6 +6,7 @@ from helpers.tiny_ppo import make_classifier, make_policy, make_tokenizer, share
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from sandan.models.score_scale import ScoreScale
 from sandan.models.scoring import score_rows
 from sandan.ppo.inputs import forward_inputs
 from sandan.ppo.shared_backbone import AdapterHead
@@ -77,6 +78,21 @@ def test_critic_starts_as_the_shared_reward(shared, reward_folder):
     with torch.no_grad():
         values = critic.values(critic.hidden_states(ids, mask))
     assert values[:, -1].tolist() == pytest.approx(score_rows(reward, make_tokenizer(), ROWS), abs=1e-6)
+
+
+def test_reward_and_critic_on_the_shared_backbone_take_the_scale_beside_the_adapter(shared, reward_folder):
+    raw = score_rows(shared(str(reward_folder)).reward_model, make_tokenizer(), ROWS)
+    config = make_policy().config
+    ScoreScale(mean=3.0, deviation=2.0).store(config)
+    config.save_pretrained(reward_folder)
+    trainer = shared(str(reward_folder))
+    scaled = [(score - 3.0) / 2.0 for score in raw]
+    assert score_rows(trainer.reward_model, make_tokenizer(), ROWS) == pytest.approx(scaled, abs=1e-5)
+    ids, mask = left_padded(ROWS)
+    critic = trainer.value_model
+    with torch.no_grad():
+        values = critic.values(critic.hidden_states(ids, mask))[:, -1] - trainer.value_center
+    assert values.tolist() == pytest.approx(scaled, abs=1e-5)
 
 
 def test_critic_without_a_shared_reward_starts_at_zero(shared):

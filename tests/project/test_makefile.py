@@ -170,7 +170,7 @@ def test_help_lists_every_target_and_is_the_default(checkout, arguments):
 
 NEW_ROW = """    StageRow("greet", title="Greeting", help="Say hello", needs=("tokenizer",), cpu_only=True),
 )
-STAGES = """
+# The report"""
 NEW_SCRIPT = '''"""Greet.
 
     python scripts/greet.py --config recipes/tiny/greet.yaml
@@ -202,13 +202,14 @@ def test_a_new_stage_is_a_row_a_script_and_a_recipe_file(checkout):
     (checkout / "src").unlink()
     shutil.copytree(ROOT / "src", checkout / "src", ignore=shutil.ignore_patterns("__pycache__"))
     chain = checkout / "src" / "sandan" / "core" / "chain.py"
-    chain.write_text(chain.read_text(encoding="utf-8").replace(")\nSTAGES = ", NEW_ROW, 1), encoding="utf-8")
+    chain.write_text(chain.read_text(encoding="utf-8").replace(")\n# The report", NEW_ROW, 1), encoding="utf-8")
     (checkout / "scripts" / "greet.py").write_text(NEW_SCRIPT, encoding="utf-8")
     (checkout / "recipes" / "tiny" / "greet.yaml").write_text("output_dir: outputs/tiny/greet\nname: Mia\n")
     folder = checkout / "outputs" / "tiny" / "tokenizer"
     folder.mkdir(parents=True)
     (folder / "result.json").write_text("{}")
     assert stages_of(planned(checkout, "greet")) == ["greet"]
+    assert stages_of(planned(checkout, "report"))[-2:] == ["greet", "report"]
     assert re.search(r"^  make greet +Say hello$", make(checkout, "help").stdout, re.MULTILINE)
     done = make(checkout, "greet", f"PYTHON={sys.executable}", "--no-print-directory")
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,7 @@ class StageRow:
     evaluated_as: str | None = None
 
 
-ROWS = (
+STEPS = (
     StageRow(
         "tokenizer",
         title="Tokenizer",
@@ -135,15 +135,16 @@ ROWS = (
         help="Compare base, SFT and PPO on unseen prompts",
         needs=("pretrain", "pretrain_mlm", "sft", "reward", "ppo"),
     ),
-    StageRow(
-        "report",
-        title="Report",
-        help="report.json and report.html",
-        needs=("tokenizer", "pretrain", "pretrain_mlm", "sft", "candidates", "rank", "preferences", "reward", "ppo")
-        + ("evaluate",),
-        cpu_only=True,
-    ),
 )
+# The report reads the results of all steps.
+REPORT = StageRow(
+    "report",
+    title="Report",
+    help="report.json and report.html",
+    needs=tuple(row.name for row in STEPS),
+    cpu_only=True,
+)
+ROWS = (*STEPS, REPORT)
 STAGES = {row.name: row for row in ROWS}
 CHAIN = tuple(STAGES)
 

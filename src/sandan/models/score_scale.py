@@ -1,9 +1,8 @@
 """The fixed scale of a reward model: which raw scores count as 0 and as 1, kept in the model's `config.json`.
 
 Training on comparisons determines only differences of scores: the mean is arbitrary, and the spread grows with every
-epoch (Ziegler et al. 2019, section 2.1, set mean 0 and deviation 1 over samples of the starting policy). PPO weighs
-the score against `kl_coef` nats, so without a scale the same `kl_coef` would have another effect with each reward
-model. The weights stay as they were trained: a difference of raw scores is a log odds.
+epoch (Ziegler et al. 2019 set mean 0 and deviation 1 over samples of the starting policy). PPO weighs the score against
+`kl_coef` nats, so without a scale the same `kl_coef` would have another effect with each reward model. The weights stay as they were trained: a difference of raw scores is a log odds.
 """
 
 from collections.abc import Sequence
