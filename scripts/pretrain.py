@@ -25,7 +25,7 @@ def main(args, config, model_args, data, stage):
 
     from sandan.data.loading import load_data
     from sandan.models.loading import load_tokenizer, require_model
-    from sandan.models.tokens import set_stop_token
+    from sandan.models.tokens import find_stop_tokens, save_stop_tokens
     from sandan.pretrain.masking import make_collator
     from sandan.pretrain.model_and_blocks import bits_per_byte, bytes_per_token, masked_accuracy, to_blocks
     from sandan.pretrain.order import OrderedTrainer
@@ -38,7 +38,7 @@ def main(args, config, model_args, data, stage):
     set_seed(config.seed)
     model = make_model(args, model_args, tokenizer, stage)
     if not masked:
-        set_stop_token(model, tokenizer)
+        save_stop_tokens(model, tokenizer, find_stop_tokens(tokenizer, model.generation_config))
 
     texts = [] if held_out is None else held_out["text"][:]
     with config.main_process_first(desc="packing"):

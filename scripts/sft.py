@@ -21,7 +21,7 @@ COLUMNS = [("prompt", "completion"), ("messages",), ("text",)]
 def main(config, model_args, data, stage):
     from sandan.data.loading import load_data
     from sandan.models.loading import check_vocabulary, load_tokenizer, require_model
-    from sandan.models.tokens import set_stop_token
+    from sandan.models.tokens import find_stop_tokens, save_stop_tokens
     from sandan.sft.trainer import GuardedSFTTrainer
     from sandan.training.train_and_save import count_dropped, make_trl_trainer, train_and_save
 
@@ -30,7 +30,7 @@ def main(config, model_args, data, stage):
     train, held_out = load_data(data, stage, COLUMNS)
     trainer = make_trl_trainer(GuardedSFTTrainer, path, config, model_args, (train, held_out), tokenizer)
     check_vocabulary(trainer.model.config, tokenizer, path)
-    set_stop_token(trainer.model, tokenizer)
+    save_stop_tokens(trainer.model, tokenizer, find_stop_tokens(tokenizer, trainer.model.generation_config))
     dropped = 0 if config.packing else count_dropped(train, trainer.train_dataset, config.max_length, "training rows")
     metrics = train_and_save(trainer, stage)
     stage.finish(metrics | {"dropped_rows": dropped, "parameters": trainer.model.num_parameters()}, config.device.type)

@@ -43,7 +43,7 @@ def test_same_noise_gives_the_tokens_of_the_slow_path(key_heads, temperature):
     policy = make_policy(num_key_value_heads=key_heads).eval()
     decoder = make_decoder(policy, new_tokens=40)
     torch.manual_seed(3)
-    fast = decoder.sample(IDS, MASK, temperature, STOP, [0, 7])
+    fast = decoder.sample(IDS, MASK, temperature, [STOP], [0, 7])
     torch.manual_seed(3)
     slow = slowly(policy, IDS, MASK, 40, temperature, [0, 7])
     # The decoder looks only now and then whether all have ended, and writes stop tokens from there on.
@@ -53,7 +53,7 @@ def test_same_noise_gives_the_tokens_of_the_slow_path(key_heads, temperature):
 
 def test_greedy_answers_are_those_of_generate():
     policy = make_policy(num_key_value_heads=1).eval()
-    fast = make_decoder(policy).sample(IDS, MASK, 0.0, STOP)
+    fast = make_decoder(policy).sample(IDS, MASK, 0.0, [STOP])
     slow = policy.generate(
         input_ids=IDS, attention_mask=MASK, do_sample=False, max_new_tokens=12, eos_token_id=STOP, pad_token_id=STOP
     )[:, IDS.shape[1] :]
@@ -64,12 +64,12 @@ def test_greedy_answers_are_those_of_generate():
 def test_fewer_rows_and_longer_prompts_than_before():
     policy = make_policy().eval()
     decoder = make_decoder(policy, rows=4)
-    short = decoder.sample(IDS[:1], MASK[:1], 0.0, STOP)
+    short = decoder.sample(IDS[:1], MASK[:1], 0.0, [STOP])
     torch.manual_seed(0)
     long = torch.randint(3, 60, (2, 100))
-    answers = decoder.sample(long, torch.ones_like(long), 0.0, STOP)
-    assert torch.equal(decoder.sample(IDS[:1], MASK[:1], 0.0, STOP), short)
-    alone = make_decoder(policy, rows=2).sample(long, torch.ones_like(long), 0.0, STOP)
+    answers = decoder.sample(long, torch.ones_like(long), 0.0, [STOP])
+    assert torch.equal(decoder.sample(IDS[:1], MASK[:1], 0.0, [STOP]), short)
+    alone = make_decoder(policy, rows=2).sample(long, torch.ones_like(long), 0.0, [STOP])
     assert torch.equal(answers, alone)
 
 
@@ -80,7 +80,7 @@ def test_loading_again_follows_the_policy():
         for parameter in policy.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
     decoder.load(policy)
-    assert torch.equal(decoder.sample(IDS, MASK, 0.0, STOP), make_decoder(policy).sample(IDS, MASK, 0.0, STOP))
+    assert torch.equal(decoder.sample(IDS, MASK, 0.0, [STOP]), make_decoder(policy).sample(IDS, MASK, 0.0, [STOP]))
 
 
 def test_adapters_are_merged_into_the_copy_and_left_alone_in_the_policy():
@@ -89,11 +89,11 @@ def test_adapters_are_merged_into_the_copy_and_left_alone_in_the_policy():
     policy = get_peft_model(make_policy().eval(), config)
     before = {name: value.clone() for name, value in policy.state_dict().items()}
     torch.manual_seed(3)
-    fast = make_decoder(policy, new_tokens=8).sample(IDS, MASK, 1.0, STOP)
+    fast = make_decoder(policy, new_tokens=8).sample(IDS, MASK, 1.0, [STOP])
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
     merged = policy.merge_and_unload()
     torch.manual_seed(3)
-    assert torch.equal(fast, make_decoder(merged, new_tokens=8).sample(IDS, MASK, 1.0, STOP))
+    assert torch.equal(fast, make_decoder(merged, new_tokens=8).sample(IDS, MASK, 1.0, [STOP]))
 
 
 def test_draws_follow_the_softmax():
@@ -126,7 +126,7 @@ def test_other_architectures_give_the_tokens_of_the_slow_path():
     policy = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=2)).eval()
     decoder = make_decoder(policy)
     torch.manual_seed(3)
-    fast = decoder.sample(IDS, MASK, 1.0, STOP)
+    fast = decoder.sample(IDS, MASK, 1.0, [STOP])
     torch.manual_seed(3)
     assert torch.equal(fast, slowly(policy, IDS, MASK, 12, 1.0))
 

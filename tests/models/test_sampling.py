@@ -1,5 +1,7 @@
 """Sampling and scoring: padding, stopping and rendering change nothing that they should not."""
 
+import copy
+
 import pytest
 import torch
 from helpers import TEXTS
@@ -39,7 +41,7 @@ def always(model, *tokens):
 
 
 def test_rows_are_padded_on_the_left():
-    ids, mask = pad_rows([[5, 6, 7], [8]], pad_token_id=0)
+    ids, mask = pad_rows([[5, 6, 7], [8]])
     assert ids.tolist() == [[5, 6, 7], [0, 0, 8]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
@@ -80,7 +82,7 @@ def test_stop_token_that_is_already_there_is_not_doubled(tokenizer):
 def test_answer_is_cut_after_its_first_stop_token(tail, stopped, tokenizer):
     answer = tokenizer("The cow", add_special_tokens=False)["input_ids"]
     ids = {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
-    completion = to_completion(tokenizer, answer + [ids.get(token, token) for token in tail], tokenizer.eos_token_id)
+    completion = to_completion(tokenizer, answer + [ids.get(token, token) for token in tail], [tokenizer.eos_token_id])
     assert completion.text == "The cow" and completion.stopped is stopped
     assert completion.token_ids == (*answer, *([tokenizer.eos_token_id] if stopped else []))
 
@@ -93,8 +95,8 @@ def test_pad_is_never_sampled(temperature, sample, model, tokenizer):
 
 
 def test_pad_that_is_also_the_stop_token_can_be_sampled(tokenizer):
-    config = sampling_config(tokenizer, 8, 1.0, stop_token_id=tokenizer.pad_token_id)
-    assert config.suppress_tokens is None and config.eos_token_id == tokenizer.pad_token_id
+    config = sampling_config(tokenizer, 8, 1.0, [tokenizer.pad_token_id])
+    assert config.suppress_tokens is None and config.eos_token_id == [tokenizer.pad_token_id]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -147,12 +149,23 @@ def test_answers_come_back_in_the_order_of_their_prompts(batch_size, sample):
 def test_scores_in_a_batch_equal_scores_one_by_one(batch_size, reward_model, tokenizer):
     rows = tokenizer([*TEXTS, "a", TEXTS[0] * 3])["input_ids"]
     alone = [reward_model(input_ids=torch.tensor([row])).logits.item() for row in rows]
-    assert score_rows(reward_model, tokenizer, rows, batch_size) == pytest.approx(alone, abs=1e-4)
+    assert score_rows(reward_model, rows, batch_size) == pytest.approx(alone, abs=1e-4)
 
 
 def test_a_scored_completion_is_the_row_that_training_sees(sample, model, reward_model, tokenizer):
     answer = tokenizer("The cow eats grass.", add_special_tokens=False)["input_ids"]
-    completions = [to_completion(tokenizer, [*answer, tokenizer.eos_token_id], tokenizer.eos_token_id)] * len(CHATS)
+    completions = [to_completion(tokenizer, [*answer, tokenizer.eos_token_id], [tokenizer.eos_token_id])] * len(CHATS)
     rows = encode_answers(tokenizer, CHATS, [completion.text for completion in completions])
     scores = score_completions(reward_model, tokenizer, CHATS, completions)
-    assert scores == pytest.approx(score_rows(reward_model, tokenizer, rows), abs=1e-5)
+    assert scores == pytest.approx(score_rows(reward_model, rows), abs=1e-5)
+
+
+@pytest.mark.parametrize("pad", ["own", "stop", "outside"])
+def test_the_score_is_read_at_the_stop_token_whatever_the_pad_token_is(pad, tiny_config, tokenizer):
+    torch.manual_seed(0)
+    config = copy.deepcopy(tiny_config)
+    config.pad_token_id = {"own": config.pad_token_id, "stop": config.eos_token_id, "outside": None}[pad]
+    classifier = LlamaForSequenceClassification(config).eval()
+    rows = encode_answers(tokenizer, CHATS, [TEXTS[0][: 3 * number + 1] for number in range(len(CHATS))])
+    expected = [classifier.score(classifier.model(torch.tensor([row])).last_hidden_state)[0, -1, 0] for row in rows]
+    assert score_rows(classifier, rows) == pytest.approx([one.item() for one in expected], abs=1e-5)

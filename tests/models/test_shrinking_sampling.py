@@ -16,11 +16,11 @@ NEW_TOKENS = 24
 @pytest.fixture
 def prompts(tokenizer):
     rows = [tokenizer(text)["input_ids"][:length] for text in TEXTS for length in (2, 5, 9)]
-    return pad_rows(rows, tokenizer.pad_token_id)
+    return pad_rows(rows)
 
 
 def greedy(model, prompts, tokenizer, count=1):
-    tokens = (tokenizer.eos_token_id, [tokenizer.pad_token_id])
+    tokens = ([tokenizer.eos_token_id], [tokenizer.pad_token_id])
     return sample_shrinking(model, *prompts, NEW_TOKENS, 0.0, *tokens, answers_per_prompt=count)
 
 
@@ -40,8 +40,7 @@ def end_early(model, stop):
 
 
 def reference(model, prompts, tokenizer):
-    config = sampling_config(tokenizer, NEW_TOKENS, 0.0)
-    config.pad_token_id = tokenizer.eos_token_id
+    config = sampling_config(tokenizer, NEW_TOKENS, 0.0, [tokenizer.eos_token_id])
     ids, mask = prompts
     found = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :]
     rest = torch.full((len(ids), NEW_TOKENS - found.shape[1]), tokenizer.eos_token_id)
@@ -74,7 +73,7 @@ def test_tokens_are_drawn_from_the_models_distribution(model, tokenizer, prompts
     ids, mask = prompts[0][-1:], prompts[1][-1:]
     count, pad = 60_000, tokenizer.pad_token_id
     torch.manual_seed(0)
-    drawn = sample_shrinking(model, ids, mask, 1, temperature, tokenizer.eos_token_id, [pad], count).squeeze(1)
+    drawn = sample_shrinking(model, ids, mask, 1, temperature, [tokenizer.eos_token_id], [pad], count).squeeze(1)
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=mask).logits[0, -1]
     logits[pad] = -torch.inf

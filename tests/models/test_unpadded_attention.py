@@ -15,8 +15,11 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from sandan.models import unpadded_attention as varlen
 from sandan.models.layer_compilation import compile_layers
+from sandan.models.scoring import score_last_tokens
 from sandan.models.unpadded_attention import obstacle, segments, use_varlen
-from sandan.reward.trainer import GroupedRewardTrainer, prompt_weights, score_segments
+from sandan.reward.rows import tokenized as reward_rows
+from sandan.reward.trainer import GroupedRewardTrainer, prompt_weights
+from sandan.sft.rows import tokenized as sft_rows
 from sandan.sft.trainer import GuardedSFTTrainer
 
 
@@ -68,11 +71,14 @@ def make(trainer_class, model, rows, folder, tokenizer, **settings):
     config = RewardConfig if issubclass(trainer_class, RewardTrainer) else SFTConfig
     options = {"per_device_train_batch_size": 4, "gradient_checkpointing": False, "report_to": "none"}
     options |= {"use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
+    args = config(str(folder), **options | {"learning_rate": 1e-2, "max_steps": 3} | settings)
+    # The same tokens for both: TRL draws the border between prompt and answer elsewhere.
+    tokenized = reward_rows if config is RewardConfig else sft_rows
     return trainer_class(
         copy.deepcopy(model),
-        config(str(folder), **options | {"learning_rate": 1e-2, "max_steps": 3} | settings),
-        train_dataset=Dataset.from_list(rows),
-        eval_dataset=Dataset.from_list(rows[:7]),
+        args,
+        train_dataset=tokenized(Dataset.from_list(rows), tokenizer, args),
+        eval_dataset=tokenized(Dataset.from_list(rows[:7]), tokenizer, args),
         processing_class=tokenizer,
     )
 
@@ -158,7 +164,7 @@ def test_a_model_for_segments_is_saved_as_any_other(tokenizer, tmp_path):
 def test_a_copy_of_a_reward_model_for_segments_runs_its_own_weights(tokenizer):
     model = make_model("llama", tokenizer, AutoModelForSequenceClassification)
     use_varlen(model)
-    score_segments(model)
+    score_last_tokens(model)
     other = copy.deepcopy(model)
     torch.nn.init.zeros_(other.score.weight)
     ids = torch.randint(4, len(tokenizer), (1, 8))

@@ -44,11 +44,9 @@ class StandIn:
         assert given["images"] is None
         assert given["num_generations"] == 1
         self.temperatures.append(self.temperature)
-        ids, mask = pad_rows(given["prompts"], 0)
+        ids, mask = pad_rows(given["prompts"])
         (stop,) = self.generation_kwargs["stop_token_ids"]
-        config = sampling_config(
-            self.processing_class, self.max_completion_length, self.temperature, stop_token_id=stop
-        )
+        config = sampling_config(self.processing_class, self.max_completion_length, self.temperature, [stop])
         output = self.copy.generate(
             input_ids=ids,
             attention_mask=mask,

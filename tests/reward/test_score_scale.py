@@ -46,15 +46,15 @@ def test_stored_scale_gives_the_answers_of_the_pairs_mean_zero_and_deviation_one
     prompts = [row["prompt"] for row in rows]
     texts = [row["chosen"] if isinstance(row["chosen"], str) else row["chosen"][-1]["content"] for row in rows]
     ids = encode_answers(tokenizer, prompts, texts)
-    raw = score_rows(reward_model, tokenizer, ids)
+    raw = score_rows(reward_model, ids)
     reward_model.save_pretrained(tmp_path)
     metrics = store_scale(reward_model, tokenizer, rows, tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    scaled = score_rows(loaded, tokenizer, ids)
+    scaled = score_rows(loaded, ids)
     assert scaled == pytest.approx([(s - metrics["score_mean"]) / metrics["score_deviation"] for s in raw], abs=1e-4)
     other = [row["rejected"] if isinstance(row["rejected"], str) else row["rejected"][-1]["content"] for row in rows]
     everything = {tuple(row) for row in encode_answers(tokenizer, prompts * 2, texts + other)}
-    scores = torch.tensor(score_rows(loaded, tokenizer, sorted(everything)))
+    scores = torch.tensor(score_rows(loaded, sorted(everything)))
     assert scores.mean().item() == pytest.approx(0, abs=1e-4)
     assert scores.std(unbiased=False).item() == pytest.approx(1, abs=1e-4)
     # What the weights say by themselves is still a log odds.

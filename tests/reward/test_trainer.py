@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from sandan.core.errors import UserError
 from sandan.reward.metrics import check_disjoint, diagnose
-from sandan.reward.trainer import GroupedRewardTrainer, GroupedSampler, Remembering, prompt_weights
+from sandan.reward.trainer import GroupedRewardTrainer, GroupedSampler, prompt_weights
 
 
 def pairs(prompts=6):
@@ -96,7 +96,7 @@ def test_without_weights_the_loss_is_trls(tmp_path, tiny_config, tokenizer):
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_rows_are_tokenized_as_trl_does_but_each_once(tmp_path, tiny_config, tokenizer):
+def test_rows_are_tokenized_as_trl_does(tmp_path, tiny_config, tokenizer):
     from trl import RewardTrainer
 
     turns = [[{"role": "user", "content": text}] for text in ("cow?", "frog?")]
@@ -113,10 +113,6 @@ def test_rows_are_tokenized_as_trl_does_but_each_once(tmp_path, tiny_config, tok
     expected = RewardTrainer._prepare_dataset(trainer, Dataset.from_list(rows), tokenizer, trainer.args, "train")
     assert trainer.train_dataset["chosen_ids"][:] == expected["chosen_ids"][:]
     assert trainer.train_dataset["rejected_ids"][:] == expected["rejected_ids"][:]
-    asked = Remembering(tokenizer)
-    for row in rows:
-        asked.apply_chat_template(row["prompt"] + row["chosen"], tokenize=True)
-    assert len(asked.seen) == 2
 
 
 def test_groups_of_like_length_follow_each_other_and_stay_whole():

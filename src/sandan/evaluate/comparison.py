@@ -14,6 +14,7 @@ from ..data.chat import prompt_text
 from ..models.rendering import Prompt, batched, encode_prompts, pad_rows
 from ..models.sampling import Completion, sample_completions
 from ..models.scoring import score_completions
+from ..models.tokens import document_end, document_start
 from ..world.generate import NEW_COMBINATIONS, PRETRAINING_ONLY
 
 
@@ -174,10 +175,12 @@ def document_bits_per_byte(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], window_tokens: int = 512
 ) -> float:
     """Return bits per UTF-8 byte of whole documents with their end token; long ones are read in windows."""
-    rows = []
+    rows, end = [], document_end(tokenizer)
+    # A document without a token of its own at its start follows the end of another one, as in pretraining.
+    start = document_start(tokenizer) or [end]
     for text in texts:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-        rows += [[tokenizer.bos_token_id, *ids[at : at + window_tokens]] for at in range(0, len(ids), window_tokens)]
+        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], end]
+        rows += [start + ids[at : at + window_tokens] for at in range(0, len(ids), window_tokens)]
     nats = -sum(log_probs(model, rows, [1] * len(rows)))
     return nats / math.log(2) / sum(len(text.encode()) for text in texts)
 
@@ -196,7 +199,7 @@ def pseudo_log_probs(
     places.sort(key=lambda place: len(rows[place[0]]))
     for batch in batched(places, 256):
         hidden = [[*rows[index][:at], tokenizer.mask_token_id, *rows[index][at + 1 :]] for index, at in batch]
-        ids, mask = (tensor.to(model.device) for tensor in pad_rows(hidden, tokenizer.pad_token_id, "right"))
+        ids, mask = (tensor.to(model.device) for tensor in pad_rows(hidden, "right"))
         logits = model(input_ids=ids, attention_mask=mask).logits
         for row, (index, at) in enumerate(batch):
             sums[index] += logits[row, at].float().log_softmax(-1)[rows[index][at]].item()
@@ -215,7 +218,8 @@ def minimal_pair_accuracy(
         score: a function from token rows to log-likelihoods.
     """
     encoded = [tokenizer(row[side], add_special_tokens=False)["input_ids"] for row in rows for side in ("good", "bad")]
-    scores = score([[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in encoded])
+    end = document_end(tokenizer)
+    scores = score([[*(document_start(tokenizer) or [end]), *ids, end] for ids in encoded])
     right = [good > bad for good, bad in zip(scores[::2], scores[1::2], strict=True)]
     skills = dict.fromkeys(row["skill"] for row in rows)
     return {

@@ -70,7 +70,7 @@ def true_score_function(
     model = load_reward_model(path)
 
     def true_score(prompts: list[Any], completions: list[str]) -> list[float]:
-        return score_rows(model, tokenizer, encode_answers(tokenizer, prompts, completions))
+        return score_rows(model, encode_answers(tokenizer, prompts, completions))
 
     return true_score
 

@@ -126,7 +126,7 @@ class Decoder:
         with torch.device(self.device):
             self.model = type(base)._from_config(config, dtype=dtype).eval().requires_grad_(False)
         self.prompt_tokens = 0
-        self.settings: tuple[float, int, tuple[int, ...]] | None = None
+        self.settings: tuple[float, tuple[int, ...], tuple[int, ...]] | None = None
         self.replay: Callable[[], None] | None = None
 
     @torch.no_grad()
@@ -155,7 +155,7 @@ class Decoder:
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         temperature: float,
-        stop_token_id: int,
+        stop_token_ids: Sequence[int],
         suppressed: Sequence[int] = (),
     ) -> torch.Tensor:
         """Sample answers to left-padded prompts, with the default random generator of the device.
@@ -166,10 +166,10 @@ class Decoder:
             suppressed: ids that are never sampled.
 
         Returns:
-            `(B, new_tokens)`; positions after the stop token are filled with the stop token.
+            `(B, new_tokens)`; positions after the stop token are filled with the first of them.
         """
         batch, width = input_ids.shape
-        settings = (temperature, stop_token_id, tuple(suppressed))
+        settings = (temperature, tuple(stop_token_ids), tuple(suppressed))
         if width > self.prompt_tokens or settings != self.settings:
             self.settings = settings
             self._allocate(max(-(-width // PROMPT_STEP_TOKENS) * PROMPT_STEP_TOKENS, self.prompt_tokens))
@@ -192,6 +192,7 @@ class Decoder:
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
         self.answers = torch.zeros(rows, self.new_tokens, dtype=torch.long, device=device)
         self.done = torch.zeros(1, dtype=torch.long, device=device)
+        self.stops = torch.tensor(self.settings[1], device=device)
         vocabulary = self.model.get_output_embeddings().out_features
         self.bias = torch.zeros(vocabulary, device=device)
         self.bias[[token for token in self.settings[2] if token < vocabulary]] = -torch.inf
@@ -218,17 +219,17 @@ class Decoder:
         self.positions.copy_(mask.sum(1, keepdim=True))
         self.finished.zero_()
         self.finished[batch:] = True
-        self.answers.fill_(self.settings[1])
+        self.answers.fill_(self.settings[1][0])
         self.done.zero_()
         self._take(logits)
 
     def _take(self, logits: torch.Tensor) -> None:
         """Draw a token for each row from its logits `(B, V)` and store it in the buffers."""
-        temperature, stop, _ = self.settings
+        temperature, (filler, *_), _ = self.settings
         noise = torch.empty_like(logits, dtype=torch.float32).exponential_() if temperature else None
-        drawn = draw(logits, self.bias, temperature, noise).masked_fill(self.finished, stop)
+        drawn = draw(logits, self.bias, temperature, noise).masked_fill(self.finished, filler)
         self.answers.index_copy_(1, self.done, drawn[:, None])
-        self.finished.logical_or_(drawn == stop)
+        self.finished.logical_or_((drawn[:, None] == self.stops).any(1))
         self.tokens.copy_(drawn[:, None])
         self.visible.index_fill_(3, self.prompt_tokens + self.done, True)
         self.done.add_(1)

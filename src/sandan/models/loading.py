@@ -59,9 +59,12 @@ def load_tokenizer(path: str, revision: str = "main", padding_side: str = "right
 
 
 def check_vocabulary(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase", path: str) -> None:
-    """Raise [`UserError`] if the tokenizer has more ids than the model's embedding has rows."""
+    """Raise [`UserError`] if the tokenizer has more ids than the model's embedding has rows.
+
+    A pad token beyond the table is no fault: no model reads it ([`sandan.models.tokens`]).
+    """
     vocabulary = config.get_text_config().vocab_size
-    if len(tokenizer) > vocabulary:
+    if any(token >= vocabulary for token in set(tokenizer.get_vocab().values()) - {tokenizer.pad_token_id}):
         raise UserError(
             f"{path}: vocabulary mismatch: the tokenizer has {len(tokenizer):,} tokens, the model {vocabulary:,} "
             "rows; use the tokenizer that the model was trained with"

@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from .rendering import Prompt, batched, encode_prompts, pad_rows
 from .shrinking_sampling import sample_shrinking, shrinks
+from .tokens import find_stop_tokens
 
 
 if TYPE_CHECKING:
@@ -27,14 +28,14 @@ class Completion:
 
 
 def sampling_config(
-    tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int, temperature: float, stop_token_id: int | None = None
+    tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int, temperature: float, stop_token_ids: Sequence[int]
 ) -> GenerationConfig:
     """Return a complete configuration that uses nothing of the model's `generation_config` (penalties, filters).
 
-    `temperature` 0 means greedy. The pad token is never sampled unless it is also the stop token: a sampled pad token
-    could not be told from padding.
+    `temperature` 0 means greedy. `generate` fills finished rows with the first stop token, which every model has. The
+    pad token is never sampled unless it is also a stop token.
     """
-    stop = tokenizer.eos_token_id if stop_token_id is None else stop_token_id
+    pad, stops = tokenizer.pad_token_id, list(stop_token_ids)
     greedy = temperature == 0
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -42,9 +43,9 @@ def sampling_config(
         temperature=None if greedy else temperature + 1e-7,
         top_k=None if greedy else 0,
         top_p=None if greedy else 1.0,
-        eos_token_id=stop,
-        pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=None if tokenizer.pad_token_id == stop else [tokenizer.pad_token_id],
+        eos_token_id=stops,
+        pad_token_id=stops[0],
+        suppress_tokens=None if pad is None or pad in stops else [pad],
     )
 
 
@@ -82,7 +83,8 @@ def sample_completions(
     Returns:
         One list of [`Completion`] per prompt, in the order of `prompts`.
     """
-    config = sampling_config(tokenizer, max_new_tokens, temperature)
+    stops = find_stop_tokens(tokenizer, model.generation_config)
+    config = sampling_config(tokenizer, max_new_tokens, temperature, stops)
     encoded = encode_prompts(tokenizer, prompts)
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     completions: list[list[Completion]] = [[] for _ in prompts]
@@ -96,13 +98,13 @@ def sample_completions(
     ):
         torch.manual_seed(seed)
         for batch in batched(order, max(batch_size // samples_per_prompt, 1)):
-            ids, mask = pad_rows([encoded[index] for index in batch], tokenizer.pad_token_id)
+            ids, mask = pad_rows([encoded[index] for index in batch])
             answers = sample_ids(
                 model, ids.to(model.device), mask.to(model.device), config, samples_per_prompt
             ).tolist()
             rows = (index for index in batch for _ in range(samples_per_prompt))
             for index, answer in zip(rows, answers, strict=True):
-                completions[index].append(to_completion(tokenizer, answer, config.eos_token_id))
+                completions[index].append(to_completion(tokenizer, answer, stops))
             progress.update(len(answers))
     model.train(training)
     return completions
@@ -129,9 +131,11 @@ def sample_ids(
     return model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :]
 
 
-def to_completion(tokenizer: "PreTrainedTokenizerBase", answer: list[int], stop_token_id: int) -> Completion:
+def to_completion(
+    tokenizer: "PreTrainedTokenizerBase", answer: list[int], stop_token_ids: Sequence[int]
+) -> Completion:
     """Cut sampled ids after the first stop token and decode the ids before it."""
-    stopped = stop_token_id in answer
-    kept = answer[: answer.index(stop_token_id) + 1] if stopped else answer
+    end = next((at for at, token in enumerate(answer, start=1) if token in stop_token_ids), None)
+    kept, stopped = answer[:end], end is not None
     text = tokenizer.decode(kept[:-1] if stopped else kept, skip_special_tokens=False)
     return Completion(text, tuple(kept), stopped)

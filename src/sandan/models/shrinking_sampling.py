@@ -41,7 +41,7 @@ def sample_shrinking(
     attention_mask: torch.Tensor,
     max_new_tokens: int,
     temperature: float,
-    stop_token_id: int,
+    stop_token_ids: Sequence[int],
     suppressed: Sequence[int] = (),
     answers_per_prompt: int = 1,
 ) -> torch.Tensor:
@@ -54,7 +54,7 @@ def sample_shrinking(
 
     Returns:
         `(B * answers_per_prompt, max_new_tokens)`; the answers to one prompt follow each other, and positions after
-        the stop token are filled with the stop token.
+        the stop token are filled with the first of `stop_token_ids`.
     """
     cache = DynamicCache(config=model.config)
     positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
@@ -64,14 +64,14 @@ def sample_shrinking(
     logits, mask, positions = (
         tensor.repeat_interleave(answers_per_prompt, 0) for tensor in (logits, attention_mask, positions[:, -1:])
     )
-    answers = torch.full((len(mask), max_new_tokens), stop_token_id)
+    answers = torch.full((len(mask), max_new_tokens), stop_token_ids[0])
     rows, ended = torch.arange(len(mask)), torch.zeros(len(mask), dtype=torch.bool)
-    bias = torch.zeros(logits.shape[1])
+    bias, stops = torch.zeros(logits.shape[1]), torch.tensor(stop_token_ids)
     bias[[token for token in suppressed if token < len(bias)]] = -torch.inf
     for at in range(max_new_tokens):
-        drawn = _draw(logits + bias, temperature).masked_fill(ended, stop_token_id)
+        drawn = _draw(logits + bias, temperature).masked_fill(ended, stop_token_ids[0])
         answers[rows, at] = drawn
-        ended = drawn == stop_token_id
+        ended = torch.isin(drawn, stops)
         if at + 1 == max_new_tokens or ended.all():
             break
         if ended.sum() > ENDED_SHARE * len(rows):

@@ -27,7 +27,8 @@ class PPOConfig(TrainingArguments):
     - `logging_steps`, `save_steps`, `eval_steps` and `max_steps` count optimizer steps, as in every `Trainer`; an
       action that is due inside an update is done at its end.
     - `num_mini_batches` is respected: an update makes `num_ppo_epochs * num_mini_batches` optimizer steps.
-    - Answers stop at the tokenizer's EOS unless `stop_token_id` says otherwise.
+    - Answers stop at the token that ends an assistant turn in the chat format, at EOS, and at the ids of the model's own
+      list; with `stop_token_id` only at that one.
     - `bf16` is on by default only where CUDA is; `gradient_checkpointing` is off by default; Adam's epsilon is 1e-5.
 
     One update samples `per_device_train_batch_size * gradient_accumulation_steps * world_size` episodes (answers).

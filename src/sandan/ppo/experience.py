@@ -38,10 +38,10 @@ class Experience:
     value_mask: torch.Tensor
 
     def micro_batch(
-        self, indices: Sequence[int], response_length: int, pad_token_id: int, device: torch.device
+        self, indices: Sequence[int], response_length: int, device: torch.device
     ) -> dict[str, torch.Tensor]:
         """Return model inputs of some rows ([`Rollout.tensors`]) and, as `old_...`, the other inputs of their loss."""
-        inputs = self.rollout.tensors(indices, response_length, pad_token_id, device)
+        inputs = self.rollout.tensors(indices, response_length, device)
         rows, width = queued(torch.tensor(indices), device), inputs["responses"].shape[1]
         names = ("logprobs", "values", "advantages", "returns", "policy_mask", "value_mask")
         return inputs | {f"old_{name}": getattr(self, name)[rows, :width] for name in names}

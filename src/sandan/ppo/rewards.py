@@ -87,16 +87,13 @@ class ModelReward:
     own_tokenizer: "PreTrainedTokenizerBase | None" = None
 
     def __post_init__(self):
-        self.reader = self.own_tokenizer or self.tokenizer
-        # The classifier finds the last token with this id; without it, scores of padded batches would be meaningless.
-        self.model.config.pad_token_id = self.model.config.get_text_config().pad_token_id = self.reader.pad_token_id
         self.model.eval().requires_grad_(False)
 
     def __call__(self, rollout: Rollout, batch_size: int) -> list[float]:
         rows = self._read_as_text(rollout) if self.own_tokenizer else self._read_as_ids(rollout)
         # The cache is not needed, and with it torch.compile would compile each layer separately.
         options = {"use_cache": False} if takes(self.model, "use_cache") else {}
-        return score_rows(self.model, self.reader, rows, batch_size, **options)
+        return score_rows(self.model, rows, batch_size, **options)
 
     def _read_as_ids(self, rollout: Rollout) -> list[list[int]]:
         pairs = zip(rollout.rows, rollout.completions, strict=True)
@@ -105,7 +102,7 @@ class ModelReward:
     def _read_as_text(self, rollout: Rollout) -> list[list[int]]:
         """Return prompt + answer in the reward model's own tokens. An answer that stopped ends in that model's EOS."""
         texts, ended = zip(*((answer.text, answer.stopped) for answer in rollout.completions), strict=True)
-        return encode_answers(self.reader, rollout.prompts(self.tokenizer), texts, ended)
+        return encode_answers(self.own_tokenizer, rollout.prompts(self.tokenizer), texts, ended)
 
 
 def make_rewards(

@@ -102,7 +102,7 @@ class Rollout:
         return min(max(len(self.completions[index].token_ids) for index in indices) + 1, response_length)
 
     def tensors(
-        self, indices: Sequence[int], response_length: int, pad_token_id: int, device: torch.device
+        self, indices: Sequence[int], response_length: int, device: torch.device
     ) -> dict[str, torch.Tensor | None]:
         """Return the model inputs of some rows, with no more padding than these rows need.
 
@@ -112,8 +112,8 @@ class Rollout:
             attention can use its fastest kernel.
         """
         width = self.width(indices, response_length)
-        prompt_ids, prompt_mask = pad_rows([self.rows[index][INPUT_IDS] for index in indices], pad_token_id)
-        answers = pad_rows([self.completions[index].token_ids for index in indices], 0, "right")
+        prompt_ids, prompt_mask = pad_rows([self.rows[index][INPUT_IDS] for index in indices])
+        answers = pad_rows([self.completions[index].token_ids for index in indices], "right")
         responses, mask = (torch.nn.functional.pad(tensor, (0, width - tensor.shape[1])) for tensor in answers)
         attention_mask = torch.cat([prompt_mask, mask[:, :-1]], 1)
         return {
@@ -123,13 +123,19 @@ class Rollout:
         }
 
 
+def without_padding(ids: Sequence[int], pad_token_id: int | None) -> list[int]:
+    """Return a prompt's ids without the pad tokens before and after it; inside, that token may mean something else."""
+    real = [at for at, token in enumerate(ids) if token != pad_token_id]
+    return list(ids[real[0] : real[-1] + 1]) if real else []
+
+
 def prepare_prompts(
     dataset: Dataset, tokenizer: "PreTrainedTokenizerBase", max_tokens: int | None, num_proc: int | None
 ) -> tuple[Dataset, int]:
     """Add `input_ids` to a dataset of text prompts or conversations, and drop prompts that are too long.
 
     Args:
-        dataset: with a column `prompt` (text or messages), or with `input_ids` (pad tokens in it are removed).
+        dataset: with a column `prompt` (text or messages), or with `input_ids` (pad tokens around a prompt are removed).
 
     Returns:
         The dataset and the number of dropped rows.
@@ -141,7 +147,7 @@ def prepare_prompts(
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         if INPUT_IDS in batch:
-            rows = [[token for token in ids if token != tokenizer.pad_token_id] for ids in batch[INPUT_IDS]]
+            rows = [without_padding(ids, tokenizer.pad_token_id) for ids in batch[INPUT_IDS]]
         else:
             rows = encode_prompts(tokenizer, batch[PROMPT])
         if not all(rows):

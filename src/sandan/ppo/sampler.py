@@ -42,15 +42,15 @@ class Sampler:
         policy: nn.Module,
         args: PPOConfig,
         tokenizer: "PreTrainedTokenizerBase",
-        stop_token_id: int,
+        stop_token_ids: list[int],
         accelerator: Accelerator,
     ):
         self.policy, self.args, self.tokenizer, self.accelerator = policy, args, tokenizer, accelerator
-        self.stop_token_id = stop_token_id
+        self.stop_token_ids = stop_token_ids
         self.fsdp = fsdp_plugin(accelerator) is not None
         # If ranks share the weights in shards, all of them must request every layer the same number of times.
         self.sharded = self.fsdp or uses_deepspeed(accelerator)
-        self.vllm = VLLMSampler(policy, accelerator, tokenizer, stop_token_id, args) if args.use_vllm else None
+        self.vllm = VLLMSampler(policy, accelerator, tokenizer, stop_token_ids, args) if args.use_vllm else None
         self.decoder = self._make_decoder()
 
     def _make_decoder(self) -> Decoder | None:
@@ -90,12 +90,9 @@ class Sampler:
     def _generate(self, model: nn.Module, rows: list[dict[str, Any]], seed: int, greedy: bool) -> Rollout:
         args, gather = self.args, self.args.ds3_gather_for_generation
         config = sampling_config(
-            self.tokenizer, args.response_length, 0.0 if greedy else args.temperature, self.stop_token_id
+            self.tokenizer, args.response_length, 0.0 if greedy else args.temperature, self.stop_token_ids
         )
         config.use_cache = True
-        # Finished rows are filled with this token, and it is embedded, until all rows have finished. A pad id may be
-        # outside the embedding table.
-        config.pad_token_id = self.stop_token_id
         shrinking = args.rollout_engine != "generate" and not self.sharded and shrinks(self.policy)
         # If weights are gathered for every token, each rank must continue until the last rank has finished.
         synced = self.fsdp and not gather or None
@@ -127,20 +124,21 @@ class Sampler:
             gather_seconds = time.perf_counter() - started
         torch.manual_seed(seed)
         temperature = 0.0 if greedy else self.args.logits_temperature
+        suppressed = {self.tokenizer.pad_token_id} - {None, *self.stop_token_ids}
         for ids, mask in self._batches(rows, self.decoder.rows):
-            answers = self.decoder.sample(ids, mask, temperature, self.stop_token_id, [self.tokenizer.pad_token_id])
+            answers = self.decoder.sample(ids, mask, temperature, self.stop_token_ids, suppressed)
             completions += self._completions(answers)
         return Rollout(rows, completions, gather_seconds=gather_seconds)
 
     def _batches(self, rows: list[dict[str, Any]], size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield left-padded prompts and their masks, both `(batch, seq)`. Padding is token 0, which no model lacks."""
+        """Yield left-padded prompts and their masks, both `(batch, seq)`."""
         for batch in batched(rows, size):
             leave_if_asked(self.accelerator)
-            ids, mask = pad_rows([row[INPUT_IDS] for row in batch], self.tokenizer.pad_token_id)
-            yield ids.masked_fill(mask == 0, 0).to(self.accelerator.device), mask.to(self.accelerator.device)
+            ids, mask = pad_rows([row[INPUT_IDS] for row in batch])
+            yield ids.to(self.accelerator.device), mask.to(self.accelerator.device)
 
     def _completions(self, answers: torch.Tensor) -> list:
-        return [to_completion(self.tokenizer, answer, self.stop_token_id) for answer in answers.tolist()]
+        return [to_completion(self.tokenizer, answer, self.stop_token_ids) for answer in answers.tolist()]
 
     def weights_replaced(self) -> None:
         """Record that the policy has got other weights without a new step, so that vLLM receives them again."""

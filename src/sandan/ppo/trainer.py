@@ -28,7 +28,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..models.tokens import find_stop_token, mark_special_tokens
+from ..models.tokens import find_stop_tokens, save_stop_tokens
 from ..training.trainer import GuardedTrainer
 from .build_models import build_models
 from .config import PPOConfig
@@ -66,7 +66,7 @@ class PPOTrainer(GuardedTrainer):
         args: the settings.
         train_dataset, eval_dataset: rows with `prompt` (text, or a conversation that the chat template renders) or
             tokenized `input_ids`; other columns are passed to reward functions.
-        processing_class: the tokenizer; its pad token must differ from the stop token.
+        processing_class: the tokenizer. Its pad token is not used (see [`sandan.models.tokens`]).
         ref_model: the reference of the KL. Default: a frozen copy of the policy, or with PEFT the policy with its
             adapters switched off (or `ref_adapter_name`).
         value_model: the critic, a sequence classifier with one label and a `score` head. Default: a copy of the
@@ -79,8 +79,8 @@ class PPOTrainer(GuardedTrainer):
         reward_model: the name of `reward_funcs` in TRL.
 
     Raises:
-        ValueError: if arguments exclude each other, the batch cannot be divided into the minibatches, there are too
-            few rows, or the pad token is also the stop token.
+        ValueError: if arguments exclude each other, the batch cannot be divided into the minibatches, or there are too
+            few rows.
     """
 
     _name = "PPO"
@@ -112,7 +112,7 @@ class PPOTrainer(GuardedTrainer):
         args = copy.copy(args) if args is not None else PPOConfig("tmp_trainer")
         policy = given_or_loaded(AutoModelForCausalLM, model)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(policy.config.name_or_path)
-        self.stop_token_id = find_stop_token(args.stop_token_id, tokenizer)
+        stops = find_stop_tokens(tokenizer, policy.generation_config, args.stop_token_id)
         if args.n_gpu > 1:
             raise ValueError("PPOTrainer runs one process per GPU: start it with `accelerate launch`")
         self.models = models = build_models(
@@ -131,7 +131,7 @@ class PPOTrainer(GuardedTrainer):
         args.check(self.accelerator, optimizers[0])
         models.make_ready(self.accelerator, args)
         self.over_ranks = OverRanks(self.accelerator)
-        self.sampler = Sampler(models.policy, args, tokenizer, self.stop_token_id, self.accelerator)
+        self.sampler = Sampler(models.policy, args, tokenizer, stops, self.accelerator)
         self.score_shaping = ScoreShaping(args, models.reward_weights, self.over_ranks)
         self.metrics = UpdateMetrics(args, self.over_ranks)
         self.watch = Watch(args)
@@ -216,7 +216,7 @@ class PPOTrainer(GuardedTrainer):
         self.model.eval()  # `training_step` switches back
         for minibatch in rollout.chunks(torch.arange(total), args.num_mini_batches, args.per_device_train_batch_size):
             for part in minibatch:
-                inputs = rollout.tensors(part, args.response_length, self.processing_class.pad_token_id, device)
+                inputs = rollout.tensors(part, args.response_length, device)
                 rows, width = queued(torch.tensor(part), device), inputs["responses"].shape[1]
                 old.logprobs[rows, :width], _, old.values[rows, :width] = self.model_wrapped(**inputs)
                 with self.null_ref_context() as reference, self.accelerator.autocast():
@@ -227,7 +227,6 @@ class PPOTrainer(GuardedTrainer):
     def minibatches(self, number: int, experience: Experience) -> Iterator[dict[str, torch.Tensor]]:
         """Yield the micro-batches of all optimizer steps of an update, with the number of tokens of their step."""
         args, device, rollout = self.args, self.accelerator.device, experience.rollout
-        pad = self.processing_class.pad_token_id
         for epoch in range(args.num_ppo_epochs):
             # The first epoch is not shuffled, so that it has the same micro-batches as the old log-probs.
             numbers = (args.seed, MINIBATCHES, number, epoch, self.accelerator.process_index)
@@ -237,7 +236,7 @@ class PPOTrainer(GuardedTrainer):
                 masks = (experience.policy_mask[chosen], experience.value_mask[chosen])
                 tokens, value_tokens = self.over_ranks.sum(torch.stack([mask.sum() for mask in masks]))
                 for part in minibatch:
-                    inputs = experience.micro_batch(part, args.response_length, pad, device)
+                    inputs = experience.micro_batch(part, args.response_length, device)
                     yield inputs | {"tokens": tokens, "value_tokens": value_tokens}
 
     # ---- 5. An optimizer step ----
@@ -390,7 +389,7 @@ class PPOTrainer(GuardedTrainer):
         # `training_args.bin` is not written: it is a pickle, holds `hub_token` as plain text, and is never read.
         if self.args.should_save:
             bare = self.accelerator.unwrap_model(self.model)
-            mark_special_tokens(bare.policy, self.processing_class, self.stop_token_id)
+            save_stop_tokens(bare.policy, self.processing_class, self.sampler.stop_token_ids)
             folder = Path(output_dir or self.args.output_dir)
             self.models.save(bare.policy, bare.value_model, self.processing_class, folder, state_dict)
 

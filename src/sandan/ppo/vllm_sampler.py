@@ -39,7 +39,7 @@ class VLLMSampler:
         policy: nn.Module,
         accelerator: Accelerator,
         tokenizer: "PreTrainedTokenizerBase",
-        stop_token_id: int,
+        stop_token_ids: list[int],
         args: PPOConfig,
     ):
         if not is_vllm_available():
@@ -51,7 +51,7 @@ class VLLMSampler:
         # Not imported at the top, because this import loads vLLM if it is installed.
         from trl.generation.vllm_generation import VLLMGeneration
 
-        self.tokenizer, self.stop_token_id, self.temperature = tokenizer, stop_token_id, args.temperature
+        self.tokenizer, self.stop_token_ids, self.temperature = tokenizer, stop_token_ids, args.temperature
         self.synced_step: int | None = None
         pad, vocabulary = tokenizer.pad_token_id, policy.config.get_text_config().vocab_size
         self.generation = VLLMGeneration(
@@ -77,11 +77,11 @@ class VLLMSampler:
             max_completion_length=args.response_length,
             logprobs=0,
             generation_kwargs={
-                # Only the stop token ends an answer, not EOS or other end tokens that the model's files name.
+                # Only these tokens end an answer, not what vLLM finds in the model's files.
                 "ignore_eos": True,
-                "stop_token_ids": [stop_token_id],
+                "stop_token_ids": stop_token_ids,
                 # A pad id outside the vocabulary cannot be sampled, and vLLM refuses a bias for it.
-                "logit_bias": {pad: NEVER} if pad < vocabulary else None,
+                "logit_bias": {pad: NEVER} if pad < vocabulary and pad not in stop_token_ids else None,
             },
         )
 
@@ -98,7 +98,7 @@ class VLLMSampler:
         self.generation.temperature = 0.0 if greedy else self.temperature
         prompts = [row[INPUT_IDS] for row in rows]
         _, answers, logprobs, _ = self.generation.generate(prompts=prompts, images=None, num_generations=1)
-        completions = [to_completion(self.tokenizer, list(answer), self.stop_token_id) for answer in answers]
+        completions = [to_completion(self.tokenizer, list(answer), self.stop_token_ids) for answer in answers]
         # A log-prob that vLLM could not give is None, which becomes NaN in a tensor.
         sampled = [
             torch.tensor([token[0] for token in row[: len(completion.token_ids)]], dtype=torch.float32)

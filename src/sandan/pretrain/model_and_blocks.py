@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import UserError
+from ..models.tokens import document_end, document_start
 
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def to_blocks(
 ) -> "Dataset | IterableDataset":
     """Convert documents (`text`) to rows of exactly `block_size` tokens (`input_ids`), read as NumPy arrays.
 
-    Each document is bos + text + eos; documents follow each other and are cut where a block is full. The rest at the
+    Each document is start + text + EOS ([`sandan.models.tokens`]); documents follow each other and are cut where a block is full. The rest at the
     very end (less than one block) is dropped, unless there is no full block. The blocks are the same for any
     `num_proc`: several processes tokenize, and one process joins the results, which takes a hundredth of that time.
 
@@ -147,8 +148,7 @@ def _tokenize(tokenizer: "PreTrainedTokenizerBase", dtype: str) -> "Callable[[pa
     import numpy as np
     import pyarrow as pa
 
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    eos = [tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id]
+    start, end = document_start(tokenizer), document_end(tokenizer)
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
@@ -169,9 +169,9 @@ def _tokenize(tokenizer: "PreTrainedTokenizerBase", dtype: str) -> "Callable[[pa
             size += len(text)
             # The tokenizer's objects take about 100 bytes per token, so long documents may need many times the slice.
             if size >= SLICE_BYTES:
-                documents += [np.array([*bos, *ids, *eos], dtype) for ids in encode(waiting)]
+                documents += [np.array([*start, *ids, end], dtype) for ids in encode(waiting)]
                 waiting, size = [], 0
-        documents += [np.array([*bos, *ids, *eos], dtype) for ids in encode(waiting)]
+        documents += [np.array([*start, *ids, end], dtype) for ids in encode(waiting)]
         ends = np.cumsum([0, *map(len, documents)], dtype=np.int32)
         return pa.table({"input_ids": pa.ListArray.from_arrays(ends, np.concatenate(documents))})
 

@@ -19,7 +19,7 @@ def rows(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", args: Pretrai
     batch = make_collator(args, tokenizer, seed=0)([blocks[row] for row in range(min(SHOWN_ROWS, len(blocks)))])
     lengths = [len(ids) for ids in tokenizer(dataset["text"][:], add_special_tokens=False)["input_ids"]]
     return Sample(
-        trained_tokens(batch, tokenizer),
+        trained_tokens(zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)),
         lengths,
         rows_per_document=len(blocks) / len(dataset),
         longest=args.block_size_tokens,

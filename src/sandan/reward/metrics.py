@@ -12,10 +12,10 @@ from ..core.bootstrap import bootstrap_interval
 from ..core.errors import UserError
 from ..core.stage import is_main_process
 from ..data.chat import prompt_id, text_of
-from ..models.rendering import encode_answers
 from ..models.score_scale import ScoreScale
 from ..models.scoring import score_rows
 from ..preference.agreement import Order, compare_orders, interval, pairwise_agreement
+from .rows import encode_side
 
 
 if TYPE_CHECKING:
@@ -75,14 +75,10 @@ def evaluate_pairs(
     Returns:
         `tuple`: [`pair_metrics`], with the ceiling if there is an oracle, and [`diagnose`].
     """
-    prompts = [row.get("prompt", [] if isinstance(row["chosen"], list) else "") for row in rows]
-    tokens = {
-        side: encode_answers(tokenizer, prompts, [text_of(row[side]) for row in rows])
-        for side in ("chosen", "rejected")
-    }
-    scores = {side: score_rows(model, tokenizer, ids) for side, ids in tokens.items()}
+    tokens = {side: encode_side(tokenizer, rows, side) for side in ("chosen", "rejected")}
+    scores = {side: score_rows(model, ids) for side, ids in tokens.items()}
     lengths = {side: list(map(len, ids)) for side, ids in tokens.items()}
-    groups = [prompt_id({"prompt": prompt, **row}) for prompt, row in zip(prompts, rows, strict=True)]
+    groups = [prompt_id(row) for row in rows]
     metrics = pair_metrics(scores["chosen"], scores["rejected"], lengths["chosen"], lengths["rejected"], groups)
     margins = np.subtract(scores["chosen"], scores["rejected"])
     diagnosis = diagnose(margins, np.subtract(lengths["chosen"], lengths["rejected"]), groups, rows)
@@ -173,10 +169,8 @@ def store_scale(
         `score_mean` and `score_deviation`, of raw scores.
     """
     rows = list(itertools.islice(rows, SCALE_PAIRS))
-    prompts = [row.get("prompt", [] if isinstance(row["chosen"], list) else "") for row in rows]
-    answers = [text_of(row[side]) for side in ("chosen", "rejected") for row in rows]
-    ids = {tuple(row) for row in encode_answers(tokenizer, prompts * 2, answers)}
-    scale = ScoreScale.measured(score_rows(model, tokenizer, sorted(ids)))
+    ids = {tuple(ids) for side in ("chosen", "rejected") for ids in encode_side(tokenizer, rows, side)}
+    scale = ScoreScale.measured(score_rows(model, sorted(ids)))
     scale.store(model.config)
     if is_main_process():
         for saved in (folder, folder / "adapter"):

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
 from ..models.memory import ModelSize, size_of
-from ..training.preview import Sample, discarded, smallest_model
+from ..training.preview import Sample
 
 
 if TYPE_CHECKING:
@@ -13,26 +13,19 @@ if TYPE_CHECKING:
 
 
 def rows(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", args: Any, config: Any, *_: Any) -> Sample:
-    """Return the answers of the first pairs as `trl.RewardTrainer` prepares them."""
-    from trl import RewardTrainer
+    """Return the answers of the first pairs as they are scored in training."""
+    from .rows import tokenized
 
-    def made(max_length: int | None) -> Any:
-        settings = discarded(config)
-        settings.max_length = max_length
-        model = smallest_model(tokenizer, classifier=True)
-        return RewardTrainer(model, settings, train_dataset=dataset, processing_class=tokenizer).train_dataset
-
-    kept, whole = made(config.max_length), made(None)
-    names = [name for name in whole.column_names if name.endswith("_ids")]
-    lengths = [max(len(row[name]) for name in names) for row in whole]
+    sides, limit = ("chosen_ids", "rejected_ids"), config.max_length
+    pairs = tokenized(dataset, tokenizer, config)
+    lengths = [max(len(pair[side]) for side in sides) for pair in pairs]
+    kept = sum(limit is None or length <= limit for length in lengths)
+    if not kept:
+        raise UserError(f"max_length: all of the first {len(dataset):,} pairs are longer than {limit} tokens")
     tokens = [
-        [(token, True) for token in row[name]] for row in whole.select(range(min(2, len(whole)))) for name in names
+        [(token, True) for token in pair[side]] for pair in pairs.select(range(min(2, len(pairs)))) for side in sides
     ]
-    if not len(kept):
-        raise UserError(
-            f"max_length: all of the first {len(dataset):,} pairs are longer than {config.max_length} tokens"
-        )
-    return Sample(tokens, lengths, config.max_length, 1 - len(kept) / len(whole))
+    return Sample(tokens, lengths, limit, 1 - kept / len(pairs))
 
 
 def size(tokenizer: Any, missing: set[str], args: Any, config: Any, model_args: Any, data: Any) -> ModelSize | None:

@@ -6,24 +6,24 @@ are in one batch, where they cost nothing. The loss is that of `trl.RewardTraine
 InstructGPT's: see [`prompt_weights`].
 """
 
-import functools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import chain
-from types import MethodType
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GenericForSequenceClassification
-from transformers.modeling_outputs import SequenceClassifierOutputWithPast
-from trl import RewardTrainer
+from trl import RewardConfig, RewardTrainer
 from trl.trainer.utils import pad
 
 from ..models.score_scale import ScoreScale
+from ..models.scoring import score_last_tokens
+from ..models.tokens import PAD
 from ..models.unpadded_attention import segments
 from ..training.unpadded_trainer import FlatTrainer
+from .rows import tokenized
 
 
 class GroupedSampler(Sampler[int]):
@@ -73,39 +73,6 @@ def prompt_weights(groups: Sequence[str]) -> list[float]:
     return [len(groups) / (len(pairs) * pairs[group]) for group in groups]
 
 
-class Remembering:
-    """A tokenizer that caches its results, because each answer of a ranking is in many pairs."""
-
-    max_rows = 1 << 16
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer = tokenizer
-        self.seen: dict[str, Any] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("tokenizer", "seen"):  # not set yet while unpickling
-            raise AttributeError(name)
-        return getattr(self.tokenizer, name)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The cache must not enter the fingerprint by which `datasets` recognises a prepared dataset.
-        return {"tokenizer": self.tokenizer, "seen": {}}
-
-    def __call__(self, **kwargs: Any) -> Any:
-        return self._once(self.tokenizer, **kwargs)
-
-    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
-        return self._once(self.tokenizer.apply_chat_template, conversation=conversation, **kwargs)
-
-    def _once(self, call: Callable[..., Any], /, **kwargs: Any) -> Any:
-        key = repr(kwargs)
-        if key not in self.seen:
-            if len(self.seen) == self.max_rows:
-                self.seen.clear()
-            self.seen[key] = call(**kwargs)
-        return self.seen[key]
-
-
 class GroupedRewardTrainer(FlatTrainer, RewardTrainer):
     """A [`trl.RewardTrainer`] that keeps rows of one `prompt_id` together and runs repeated answers once.
 
@@ -116,19 +83,18 @@ class GroupedRewardTrainer(FlatTrainer, RewardTrainer):
         super().__init__(*args, **kwargs)
         # Reset the score scale: a model that was a reward model before still has its old one.
         ScoreScale().store(self.model.config)
-        if self.flat:
-            score_segments(self._base_model())
-        self.data_collator = DistinctRows(
-            self.flat, self.model.config.get_text_config().pad_token_id, self.args.pad_to_multiple_of
-        )
+        score_last_tokens(self.model)
+        self.data_collator = DistinctRows(self.flat, self.args.pad_to_multiple_of)
 
     def _flat_obstacle(self) -> str | None:
         if not isinstance(self._base_model(), GenericForSequenceClassification):
             return f"{type(self._base_model()).__name__} is not a decoder with transformers' common score head"
         return super()._flat_obstacle()
 
-    def _prepare_dataset(self, dataset: Any, processing_class: PreTrainedTokenizerBase, *args: Any) -> Any:
-        return super()._prepare_dataset(dataset, Remembering(processing_class), *args)
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: PreTrainedTokenizerBase, args: RewardConfig, name: str
+    ) -> Any:
+        return super()._prepare_dataset(tokenized(dataset, processing_class, args), processing_class, args, name)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -192,11 +158,11 @@ class DistinctRows:
 
     Args:
         flat: whether rows follow each other without padding.
-        pad_token_id, pad_to_multiple_of: the padding of rows that are not flat.
+        pad_to_multiple_of: the length of rows that are not flat.
     """
 
-    def __init__(self, flat: bool, pad_token_id: int, pad_to_multiple_of: int | None = None):
-        self.flat, self.pad_token_id, self.pad_to_multiple_of = flat, pad_token_id, pad_to_multiple_of
+    def __init__(self, flat: bool, pad_to_multiple_of: int | None = None):
+        self.flat, self.pad_to_multiple_of = flat, pad_to_multiple_of
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         distinct: dict[tuple[int, ...], int] = {}
@@ -216,26 +182,6 @@ class DistinctRows:
         ids = [torch.tensor(row) for row in rows]
         side = {"padding_side": "right", "pad_to_multiple_of": self.pad_to_multiple_of}
         return {
-            "input_ids": pad(ids, padding_value=self.pad_token_id, **side),
+            "input_ids": pad(ids, padding_value=PAD, **side),
             "attention_mask": pad([torch.ones_like(row) for row in ids], padding_value=0, **side),
         }
-
-
-def score_segments(model: PreTrainedModel) -> None:
-    """Let a sequence classifier that is given `cu_seq_lens_q` score the last token of each segment.
-
-    Its logits are then `(segments, 1)`.
-    """
-    forward = type(model).forward
-
-    @functools.wraps(forward)
-    def scored(self: PreTrainedModel, *args: Any, cu_seq_lens_q: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        if cu_seq_lens_q is None:
-            return forward(self, *args, **kwargs)
-        # PEFT passes absent arguments as None.
-        kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        hidden = self.base_model(*args, cu_seq_lens_q=cu_seq_lens_q, **kwargs).last_hidden_state
-        return SequenceClassifierOutputWithPast(logits=self.score(hidden[0, cu_seq_lens_q[1:] - 1]))
-
-    # Bound as a method, so that a deep copy (PPO's critic, made from a reward model) uses its own weights.
-    model.forward = MethodType(scored, model)

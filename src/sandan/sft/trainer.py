@@ -3,25 +3,31 @@
 from collections.abc import Callable
 from typing import Any
 
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from ..models.tokens import PAD
 from ..models.unpadded_attention import segments
 from ..training.unpadded_trainer import FlatTrainer
+from .rows import tokenized
 
 
 class GuardedSFTTrainer(FlatTrainer, SFTTrainer):
     """[`trl.SFTTrainer`] that resumes exactly, stops on a signal, and never steps on a number that is not finite.
 
-    Rows of a batch follow each other without padding and do not see each other, packed (`packing: true`) or not.
+    Answers are trained, each with its stop token, whatever the chat template offers ([`sandan.sft.rows`]). Rows of a batch follow each other without padding and do not see each other, packed (`packing: true`) or not.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.data_collator.pad_token_id = PAD
         if self.flat:
             # Set after TRL has cut or packed the rows: it refuses the setting earlier, as it could not cut them then.
             self.data_collator.padding_free = True
             self.data_collator = _with_segments(self.data_collator)
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: SFTConfig, *rest: Any) -> Any:
+        return super()._prepare_dataset(tokenized(dataset, processing_class, args), processing_class, args, *rest)
 
     def _flat_obstacle(self) -> str | None:
         if not isinstance(self.data_collator, DataCollatorForLanguageModeling):

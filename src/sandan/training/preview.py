@@ -6,18 +6,16 @@
 `values` are the parsed dataclasses, as the script's `main` takes them.
 """
 
-import copy
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..models.rendering import encode_prompts
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 SHOWN_ROWS = 3
@@ -58,28 +56,6 @@ def prompt_rows(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", limit:
     return Sample([[(token, False) for token in ids] for ids in prompts[:SHOWN_ROWS]], lengths, limit, dropped)
 
 
-def discarded(config: Any) -> Any:
-    """Return a copy of the settings for a trainer that writes, uploads and reports nothing."""
-    settings = copy.copy(config)
-    settings.output_dir, settings.push_to_hub, settings.report_to = tempfile.mkdtemp(prefix="sandan-"), False, []
-    return settings
-
-
-def smallest_model(tokenizer: "PreTrainedTokenizerBase", classifier: bool = False) -> Any:
-    """Return a tiny model, because a trainer cannot prepare rows without one."""
-    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
-
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    config: PretrainedConfig = LlamaConfig(
-        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, num_labels=1, **sizes
-    )
-    return (LlamaForSequenceClassification if classifier else LlamaForCausalLM)(config)
-
-
-def trained_tokens(batch: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[list[tuple[int, bool]]]:
-    """Return the tokens of a collated batch without padding, as pairs of the token and whether it has a label."""
-    rows = zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)
-    return [
-        [(token, label != -100) for token, label in zip(ids, labels, strict=True) if token != tokenizer.pad_token_id]
-        for ids, labels in rows
-    ]
+def trained_tokens(rows: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[list[tuple[int, bool]]]:
+    """Return rows of ids and labels as pairs of the token and whether it is trained."""
+    return [[(token, label != -100) for token, label in zip(ids, labels, strict=True)] for ids, labels in rows]
