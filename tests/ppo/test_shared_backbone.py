@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.tiny_ppo import make_classifier, make_policy, make_tokenizer, share_of_w5, updates, weights
+from helpers.tiny_ppo import make_classifier, make_policy, share_of_w5, updates, weights
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -64,10 +64,7 @@ def test_reward_on_the_shared_backbone_scores_as_the_model_it_was_saved_from(sha
     trainer = shared(str(reward_folder))
     whole = AutoPeftModelForSequenceClassification.from_pretrained(reward_folder, num_labels=1)
     whole.config.pad_token_id = 0
-    tokenizer = make_tokenizer()
-    assert score_rows(trainer.reward_model, tokenizer, ROWS) == pytest.approx(
-        score_rows(whole, tokenizer, ROWS), abs=1e-6
-    )
+    assert score_rows(trainer.reward_model, ROWS) == pytest.approx(score_rows(whole, ROWS), abs=1e-6)
     assert isinstance(trainer.reward_model, AdapterHead)
 
 
@@ -77,17 +74,17 @@ def test_critic_starts_as_the_shared_reward(shared, reward_folder):
     critic, reward = trainer.value_model, trainer.reward_model
     with torch.no_grad():
         values = critic.values(critic.hidden_states(ids, mask))
-    assert values[:, -1].tolist() == pytest.approx(score_rows(reward, make_tokenizer(), ROWS), abs=1e-6)
+    assert values[:, -1].tolist() == pytest.approx(score_rows(reward, ROWS), abs=1e-6)
 
 
 def test_reward_and_critic_on_the_shared_backbone_take_the_scale_beside_the_adapter(shared, reward_folder):
-    raw = score_rows(shared(str(reward_folder)).reward_model, make_tokenizer(), ROWS)
+    raw = score_rows(shared(str(reward_folder)).reward_model, ROWS)
     config = make_policy().config
     ScoreScale(mean=3.0, deviation=2.0).store(config)
     config.save_pretrained(reward_folder)
     trainer = shared(str(reward_folder))
     scaled = [(score - 3.0) / 2.0 for score in raw]
-    assert score_rows(trainer.reward_model, make_tokenizer(), ROWS) == pytest.approx(scaled, abs=1e-5)
+    assert score_rows(trainer.reward_model, ROWS) == pytest.approx(scaled, abs=1e-5)
     ids, mask = left_padded(ROWS)
     critic = trainer.value_model
     with torch.no_grad():
@@ -139,10 +136,7 @@ def test_saved_policy_and_critic_load_with_peft(shared, reward_folder, tmp_path)
     inputs = forward_inputs(make_policy(), ids, mask)
     with torch.no_grad():
         assert torch.allclose(policy(**inputs).logits, trainer.policy_model(**inputs).logits, atol=1e-6)
-    tokenizer = make_tokenizer()
-    assert score_rows(critic, tokenizer, ROWS) == pytest.approx(
-        score_rows(trainer.value_model, tokenizer, ROWS), abs=1e-6
-    )
+    assert score_rows(critic, ROWS) == pytest.approx(score_rows(trainer.value_model, ROWS), abs=1e-6)
     assert not list((tmp_path / "saved").glob("critic*"))
 
 

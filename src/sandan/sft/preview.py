@@ -19,12 +19,14 @@ def rows(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", config: Any, 
 
     limit, unlimited = config.max_length, copy.copy(config)
     unlimited.max_length = None
-    kept = tokenized(dataset, tokenizer, config)
-    if not len(kept):
+    whole = tokenized(dataset, tokenizer, unlimited)
+    lengths = [len(ids) for ids in whole["input_ids"]]
+    cut = limit is None or config.dataset_text_field in dataset.column_names
+    kept = [index for index, length in enumerate(lengths) if cut or length <= limit]
+    if not kept:
         raise UserError(f"max_length: all of the first {len(dataset):,} rows are longer than {limit} tokens")
-    shown = kept.select(range(min(SHOWN_ROWS, len(kept))))
+    shown = whole.select(kept[:SHOWN_ROWS])
     tokens = trained_tokens((row["input_ids"][:limit], row["labels"][:limit]) for row in shown)
-    lengths = [len(ids) for ids in tokenized(dataset, tokenizer, unlimited)["input_ids"]]
     return Sample(tokens, lengths, limit, 1 - len(kept) / len(dataset))
 
 

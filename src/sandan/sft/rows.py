@@ -3,6 +3,7 @@
 import json
 from typing import TYPE_CHECKING, Any
 
+from ..core.errors import UserError
 from ..models.rendering import IGNORED, encode_conversation, encode_document, encode_rows
 
 
@@ -47,6 +48,9 @@ def tokenized(
 
     Rows with an answer that `max_length` would cut are left out: a model that is trained on them learns not to stop.
     (Texts are cut by the trainer.) With `completion_only_loss: false` every token is trained.
+
+    Raises:
+        UserError: if no row is left.
     """
     from datasets import IterableDataset
 
@@ -68,4 +72,9 @@ def tokenized(
         return made
 
     options = {} if stream else {"num_proc": config.dataset_num_proc, "desc": "encoding rows"}
-    return dataset.map(encode, batched=True, remove_columns=columns, **options)
+    found = dataset.map(encode, batched=True, remove_columns=columns, **options)
+    if not stream and not len(found):
+        raise UserError(
+            f"max_length: all {len(dataset):,} training rows are longer than {limit} tokens; raise max_length"
+        )
+    return found
