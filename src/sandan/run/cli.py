@@ -119,12 +119,16 @@ def _run(
         )
         return
     from .config import StrictParser, split_config_option
+    from .options import refuse_idle
 
+    program = Path(main.__code__.co_filename).stem
+    parser = StrictParser([*(_load(spec) for spec in dataclass_specs), *([run_options] if is_stage else [])])
+    parsed = parser.parse(argv)
+    refuse_idle(program, parsed, parser.origins)
     if not is_stage:
-        main(*StrictParser(_load(spec) for spec in dataclass_specs).parse(argv))
+        main(*parsed)
         return
-    parser = StrictParser([*(_load(spec) for spec in dataclass_specs), run_options])
-    *values, options = parser.parse(argv)
+    *values, options = parsed
     config_path, _ = split_config_option(argv)
     config = effective_config((*values, options))
     if not config.get("output_dir"):
@@ -146,7 +150,7 @@ def _run(
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         unset_hf_deepspeed_config()
-    with pushed(stage, row(*values) if row else Path(main.__code__.co_filename).stem, values):
+    with pushed(stage, row(*values) if row else program, values):
         stage.open()
         try:
             main(*values, stage)
