@@ -11,6 +11,7 @@ import torch
 from ..core.bootstrap import bootstrap_interval
 from ..core.errors import UserError
 from ..data.chat import prompt_text
+from ..models.checks import positions_of
 from ..models.rendering import Prompt, batched, encode_prompts, pad_rows
 from ..models.sampling import Completion, sample_completions
 from ..models.scoring import score_completions
@@ -174,6 +175,8 @@ def document_bits_per_byte(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], window_tokens: int = 512
 ) -> float:
     """Return bits per UTF-8 byte of whole documents with their end token; long ones are read in windows."""
+    # A window has the beginning token in front of it.
+    window_tokens = min(window_tokens, (positions_of(model.config) or window_tokens + 1) - 1)
     rows = []
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]

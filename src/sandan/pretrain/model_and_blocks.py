@@ -59,6 +59,7 @@ def new_model(args: PretrainArguments, tokenizer: "PreTrainedTokenizerBase", dty
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
     fields = dict(args.model_config or {})
+    causal = args.objective == "clm"
     model_type = fields.pop("model_type", None)
     try:
         known = AutoConfig.for_model(model_type)
@@ -80,10 +81,12 @@ def new_model(args: PretrainArguments, tokenizer: "PreTrainedTokenizerBase", dty
                 for name in vars(known)
                 if "dropout" in name or name in ("embd_pdrop", "resid_pdrop", "attn_pdrop")
             },
+            # An encoder sees later tokens unless it is told to be a decoder.
+            **({"is_decoder": True} if causal and vars(known).get("is_decoder") is False else {}),
             **fields,
         },
     )
-    auto_model = AutoModelForMaskedLM if args.objective == "mlm" else AutoModelForCausalLM
+    auto_model = AutoModelForCausalLM if causal else AutoModelForMaskedLM
     try:
         return auto_model.from_config(config, dtype=dtype)
     except ValueError as error:

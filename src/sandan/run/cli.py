@@ -137,7 +137,16 @@ def _run(
     name = Path(config_path).stem if config_path else output_dir.name
     recipe = Path(config_path).resolve().parent.name if config_path else output_dir.resolve().parent.name
     recipe_dir = Path(config_path).parent if config_path else None
-    stage = Stage(name, recipe, output_dir, config.get("seed", 0), config, recipe_dir=recipe_dir, run=options)
+    stage = Stage(
+        name,
+        recipe,
+        output_dir,
+        config.get("seed", 0),
+        config,
+        recipe_dir=recipe_dir,
+        run=options,
+        given=frozenset(parser.origins),
+    )
     if options.dry_run:
         from .dry_run import DryRun
 
