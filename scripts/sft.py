@@ -19,6 +19,8 @@ COLUMNS = [("prompt", "completion"), ("messages",), ("text",)]
 
 
 def main(config, model_args, data, stage):
+    from datasets import Dataset
+
     from sandan.data.loading import load_data
     from sandan.models.checks import check_direction, fit_max_length, make_savable
     from sandan.models.loading import base_of, check_vocabulary, load_tokenizer, require_model
@@ -35,7 +37,9 @@ def main(config, model_args, data, stage):
     check_direction(base_of(trainer.model), path)
     set_stop_token(trainer.model, tokenizer)
     make_savable(base_of(trainer.model), path)
-    dropped = 0 if config.packing else count_dropped(train, trainer.train_dataset, config.max_length, "training rows")
+    # How many rows a stream has, and how many of them are too long, is not known.
+    counted = isinstance(train, Dataset) and not config.packing
+    dropped = 0 if not counted else count_dropped(train, trainer.train_dataset, config.max_length, "training rows")
     metrics = train_and_save(trainer, stage)
     stage.finish(metrics | {"dropped_rows": dropped, "parameters": trainer.model.num_parameters()}, config.device.type)
 

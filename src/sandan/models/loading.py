@@ -195,10 +195,11 @@ def quantization(model_args: "ModelConfig") -> dict[str, Any]:
         return {}
     if model_args.load_in_4bit and model_args.load_in_8bit:
         raise UserError("load_in_8bit: excludes load_in_4bit; give one")
-    if not torch.cuda.is_available():
-        raise UserError(f"{key}: needs a GPU; leave it out to train adapters on the whole weights")
-    if not is_bitsandbytes_available():
-        raise UserError(f"{key}: needs bitsandbytes; `pip install bitsandbytes`, or leave it out")
+    needs = {"bitsandbytes": is_bitsandbytes_available(), "a GPU": torch.cuda.is_available()}
+    if missing := [name for name, there in needs.items() if not there]:
+        raise UserError(
+            f"{key}: needs {' and '.join(missing)}, not found here; without it the adapters are trained on whole weights"
+        )
     return {"quantization_config": get_quantization_config(model_args)}
 
 
