@@ -136,11 +136,13 @@ def sees_later_tokens(model: "PreTrainedModel") -> bool:
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.arange(PROBE_TOKENS, device=first.device).remainder(vocabulary).repeat(2, 1)
     ids[1, -1] = vocabulary - 1
-    training = model.training
+    training, config = model.training, model.config.get_text_config()
+    use_cache, config.use_cache = getattr(config, "use_cache", None), False
     model.eval()
     with torch.no_grad():
         one, other = (model(input_ids=row[None]).logits[0, :-1].float() for row in ids)
     model.train(training)
+    config.use_cache = use_cache
     return bool((one - other).abs().max() > ROUNDING * one.abs().max())
 
 
