@@ -39,6 +39,7 @@ def main(args, config, model_args, data, stage):
 
     path = require_model(model_args.model_name_or_path, stage)
     fit_max_length(config, path, "max_length" in stage.given, model_args.model_revision)
+    stage.config["max_length"] = config.max_length
     tokenizer = load_tokenizer(path, model_args.model_revision)
     train, held_out = load_data(data, stage, COLUMNS)
     if args.oracle != "none":

@@ -30,6 +30,7 @@ def main(config, model_args, data, stage):
 
     path = require_model(model_args.model_name_or_path, stage)
     fit_max_length(config, path, "max_length" in stage.given, model_args.model_revision)
+    stage.config["max_length"] = config.max_length
     tokenizer = load_tokenizer(path, model_args.model_revision)
     train, held_out = load_data(data, stage, COLUMNS)
     trainer = make_trl_trainer(GuardedSFTTrainer, path, config, model_args, (train, held_out), tokenizer)

@@ -1,11 +1,13 @@
 """Train, evaluate and save: the steps shared by pretraining, SFT, reward model and PPO."""
 
 import contextlib
+import copy
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from transformers import ProgressCallback
@@ -14,7 +16,7 @@ from trl import get_peft_config
 from ..core import signals
 from ..core.errors import Interrupted, UserError
 from ..core.stage import Stage, is_main_process
-from ..models.loading import first_line, model_init_kwargs, quantization
+from ..models.loading import first_line, load_model, model_init_kwargs, quantization
 from ..models.memory import checkpoint_bytes, model_bytes, readable_bytes
 from .checkpoints import choose, comparable
 from .trainer import on_any_rank
@@ -205,7 +207,25 @@ def merge_adapters(model: "PreTrainedModel | PeftModel", stage: Stage) -> None:
     model.save_pretrained(stage.output_dir / "adapter", selected_adapters=model.active_adapters)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (stage.output_dir / name).unlink(missing_ok=True)
+    if getattr(model.get_base_model(), "is_quantized", False):
+        model = on_whole_weights(model, str(stage.output_dir / "adapter"))
     model.merge_and_unload().save_pretrained(stage.output_dir)
+
+
+def on_whole_weights(model: "PeftModel", adapter: str) -> "PeftModel":
+    """Return the adapters of a quantized model on its weights as they were before: merged into rounded ones they differ.
+
+    Args:
+        adapter: the folder in which the adapters are saved.
+    """
+    from peft import PeftModel
+
+    base = model.get_base_model()
+    config = copy.deepcopy(base.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    whole = load_model(type(base), base.config.name_or_path, config=config, dtype=torch.float32)
+    return PeftModel.from_pretrained(whole, adapter)
 
 
 def count_dropped(before: "Dataset", after: "Dataset", max_length: int | None, what: str) -> int:
