@@ -1,5 +1,6 @@
 """What the training stages share."""
 
+import copy
 import json
 import runpy
 import sys
@@ -21,7 +22,7 @@ from trl import ModelConfig
 
 from sandan.core.errors import UserError
 from sandan.data.jsonl import write_jsonl
-from sandan.models.loading import quantization
+from sandan.models.loading import quantization, unquantized
 from sandan.training.train_and_save import ShortProgress, on_whole_weights
 
 
@@ -137,3 +138,12 @@ def test_adapters_of_a_quantized_model_are_merged_into_the_weights_before_it(tmp
         base.get_input_embeddings().weight.mul_(1.5)  # as rounding changes what the adapters lie on
     found = on_whole_weights(adapted, str(tmp_path / "adapter")).merge_and_unload()
     torch.testing.assert_close(found(input_ids=ids).logits, expected)
+
+
+def test_the_configuration_of_whole_weights_names_no_quantization(tiny_config):
+    assert unquantized(tiny_config) is tiny_config
+    quantized = copy.deepcopy(tiny_config)
+    quantized.quantization_config, quantized.dtype = {"load_in_4bit": True}, torch.bfloat16
+    whole = unquantized(quantized)
+    assert "quantization_config" not in whole.to_dict() and whole.dtype == torch.float32
+    assert quantized.quantization_config == {"load_in_4bit": True}

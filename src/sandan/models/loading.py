@@ -1,5 +1,6 @@
 """Load tokenizers and models from an earlier stage's folder or the Hub, with checks that TRL does not make."""
 
+import copy
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,6 +202,18 @@ def quantization(model_args: "ModelConfig") -> dict[str, Any]:
             f"{key}: needs {' and '.join(missing)}, not found here; without it the adapters are trained on whole weights"
         )
     return {"quantization_config": get_quantization_config(model_args)}
+
+
+def unquantized(config: "PretrainedConfig") -> "PretrainedConfig":
+    """Return the configuration of the weights before they were quantized, which are trained and saved in float32."""
+    import torch
+
+    if not hasattr(config, "quantization_config"):
+        return config
+    whole = copy.deepcopy(config)
+    del whole.quantization_config
+    whole.dtype = torch.float32
+    return whole
 
 
 def load_model(auto_model: Any, path: str, **kwargs) -> "PreTrainedModel":

@@ -1,7 +1,6 @@
 """Train, evaluate and save: the steps shared by pretraining, SFT, reward model and PPO."""
 
 import contextlib
-import copy
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from trl import get_peft_config
 from ..core import signals
 from ..core.errors import Interrupted, UserError
 from ..core.stage import Stage, is_main_process
-from ..models.loading import first_line, load_model, model_init_kwargs, quantization
+from ..models.loading import first_line, load_model, model_init_kwargs, quantization, unquantized
 from ..models.memory import checkpoint_bytes, model_bytes, readable_bytes
 from .checkpoints import choose, comparable
 from .trainer import on_any_rank
@@ -221,9 +220,7 @@ def on_whole_weights(model: "PeftModel", adapter: str) -> "PeftModel":
     from peft import PeftModel
 
     base = model.get_base_model()
-    config = copy.deepcopy(base.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    config = unquantized(base.config)
     whole = load_model(type(base), base.config.name_or_path, config=config, dtype=torch.float32)
     return PeftModel.from_pretrained(whole, adapter)
 
