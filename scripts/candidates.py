@@ -38,13 +38,17 @@ def main(args, data, stage):
     from sandan.data.chat import prompt_id
     from sandan.data.jsonl import write_jsonl
     from sandan.data.loading import load_data
+    from sandan.models.checks import check_prompts
     from sandan.models.loading import load_causal_lm, load_tokenizer, require_model
+    from sandan.models.rendering import encode_prompts
     from sandan.models.sampling import sample_completions
     from sandan.preference.simulated_rankers import distinct_candidates
 
     path = require_model(args.model_name_or_path, stage)
     prompts, _ = load_data(data, stage, COLUMNS)
     tokenizer, model = load_tokenizer(path), load_causal_lm(path)
+    lengths = [len(ids) for ids in encode_prompts(tokenizer, prompts["prompt"][:])]
+    check_prompts(lengths, args.max_new_tokens, "max_new_tokens", model.config, path)
     completions = sample_completions(
         model,
         tokenizer,

@@ -24,6 +24,7 @@ def main(args, data, stage):
     from sandan.data.jsonl import read_jsonl, write_jsonl
     from sandan.data.loading import load_data
     from sandan.evaluate.comparison import compare, fitting_prompts, log_probs, minimal_pair_accuracy, pseudo_log_probs
+    from sandan.models.checks import check_prompts
     from sandan.models.loading import (
         check_same_tokens,
         load_causal_lm,
@@ -32,6 +33,7 @@ def main(args, data, stage):
         load_tokenizer,
         require_model,
     )
+    from sandan.models.rendering import encode_prompts
 
     paths = {name: getattr(args, f"{name}_model") for name in ("base", "sft", "ppo")}
     for name, path in {**paths, "reward": args.reward_model, "masked": args.masked_model}.items():
@@ -50,6 +52,10 @@ def main(args, data, stage):
     rows = fitting_prompts((held_out or prompts).to_list(), tokenizer, args)
     models = {name: load_causal_lm(path) for name, path in paths.items()}
     reward_model = load_reward_model(args.reward_model) if args.reward_model else None
+    lengths = [len(ids) for ids in encode_prompts(tokenizer, [row["prompt"] for row in rows])]
+    for name, model in {**models, **({"reward": reward_model} if reward_model else {})}.items():
+        path = {**paths, "reward": args.reward_model}[name]
+        check_prompts(lengths, args.max_new_tokens, "max_new_tokens", model.config, path, "max_prompt_tokens")
     comparison, samples = compare(models, tokenizer, rows, args, reward_model, [row["text"] for row in texts])
     write_text(stage.output_dir / "comparison.json", json.dumps(comparison, indent=1, ensure_ascii=False) + "\n")
     write_jsonl(stage.output_dir / "samples.jsonl", samples)

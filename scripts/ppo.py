@@ -34,13 +34,14 @@ def main(config, judge, model_args, data, stage):
     from pathlib import Path
 
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, ProgressCallback
-    from trl import get_peft_config, get_quantization_config
+    from transformers import AutoModelForCausalLM, ProgressCallback
+    from trl import get_peft_config
 
     from sandan import PPOTrainer
     from sandan.core.errors import UserError
     from sandan.data.loading import load_data
     from sandan.evaluate.overoptimisation import curve_metrics, judged_prompts, ppo_curve, true_score_function
+    from sandan.models import checks
     from sandan.models import loading as models
     from sandan.training import train_and_save as training
 
@@ -50,13 +51,14 @@ def main(config, judge, model_args, data, stage):
     models.check_same_tokens(tokenizer, reward_path, "reward_model_path")
     train, held_out = load_data(data, stage, COLUMNS)
     # Trained weights are float32: at PPO's learning rates updates of bfloat16 weights are rounded away.
-    defaults = {"dtype": model_args.dtype or torch.float32, "quantization_config": get_quantization_config(model_args)}
+    defaults = {"dtype": model_args.dtype or torch.float32, **models.quantization(model_args)}
     policy = models.load_model(AutoModelForCausalLM, policy_path, **models.model_init_kwargs(model_args, defaults))
     models.check_vocabulary(policy.config, tokenizer, policy_path)
+    checks.check_direction(policy, policy_path)
+    checks.make_savable(policy, policy_path)
     reward = adapter = Path(reward_path, "adapter")
     if config.critic_backbone != "adapter" or not adapter.is_dir():
-        reward_class = AutoModelForSequenceClassification
-        reward = models.load_model(reward_class, reward_path, num_labels=1, dtype=defaults["dtype"])
+        reward = models.load_classifier(reward_path, "reward_model_path", dtype=defaults["dtype"])
         models.check_vocabulary(reward.config, tokenizer, reward_path)
     rewards = [reward]
     if judge.true_score != "none":
@@ -75,24 +77,32 @@ def main(config, judge, model_args, data, stage):
         )
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{stage.output_dir}: {error}") from error
+    for rows in (trainer.train_dataset, trainer.eval_dataset):
+        lengths = [len(ids) for ids in rows["input_ids"]] if rows is not None else []
+        for path in (policy_path, reward_path):
+            if (found := checks.config_of(path)) is not None:
+                options = ("response_length", found, path, "max_prompt_tokens")
+                checks.check_prompts(lengths, config.response_length, *options)
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(training.ShortProgress(WATCHED))
     output = training.train(trainer, stage)
-    metrics = summary(trainer.state.log_history, output.metrics["train_runtime"])
-    metrics |= {"updates": trainer.args.num_total_batches, "dropped_prompts": trainer.dropped_prompts}
-    with training.kept_if_interrupted(trainer):
+    metrics = {"updates": trainer.args.num_total_batches, "dropped_prompts": trainer.dropped_prompts}
+    with training.saved_first(trainer, stage, trainer.policy_model):
         if held_out is not None:
             measured = trainer.evaluate().items()
             metrics |= {key: value for key, value in measured if not key.endswith(training.NOT_METRICS)}
             metrics |= curve_metrics(ppo_curve(trainer.state.log_history))
-        # Save last: saving merges the adapters, and evaluation needs to switch them off to get the reference policy.
-        training.save(trainer, trainer.policy_model, stage)
-    stage.finish(metrics, config.device.type)
+    stage.finish(summary(trainer.state.log_history, output.metrics["train_runtime"]) | metrics, config.device.type)
 
 
 def summary(history: list[dict], seconds: float) -> dict[str, float]:
-    """Return the first and last logged values of the main metrics, and the pace of the run."""
+    """Return the first and last logged values of the main metrics, and the pace of the run.
+
+    A run that is shorter than `logging_steps` has logged none.
+    """
     logs = [entry for entry in history if "objective/scores" in entry]
+    if not logs:
+        return {"train_seconds": seconds}
     names = ("objective/scores", "objective/kl", "val/response_tokens", "val/stopped_share", "val/explained_variance")
     metrics = {
         f"{name}_{when}": entry[name] for name in names for when, entry in (("first", logs[0]), ("last", logs[-1]))

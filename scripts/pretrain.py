@@ -69,6 +69,7 @@ def make_model(args, model_args, tokenizer, stage):
     """Return a new model, or the one to train further, after a check that it fits the tokenizer."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
+    from sandan.models.checks import check_direction, check_length, make_savable
     from sandan.models.loading import check_reading, check_vocabulary, load_model, model_init_kwargs, require_model
     from sandan.pretrain.model_and_blocks import new_model
 
@@ -77,7 +78,11 @@ def make_model(args, model_args, tokenizer, stage):
         path = require_model(model_args.model_name_or_path, stage)
         model = load_model(auto_model, path, **model_init_kwargs(model_args))
     else:
-        model = new_model(args, tokenizer)
+        path, model = "model_config", new_model(args, tokenizer)
+    check_length("block_size_tokens", args.block_size_tokens, model.config, path)
+    if args.objective == "clm":
+        check_direction(model, path)
+    make_savable(model, path)
     check_vocabulary(model.config, tokenizer, args.tokenizer_name_or_path)
     check_reading(tokenizer, args.tokenizer_name_or_path, model.config)
     return model

@@ -29,18 +29,21 @@ def main(args, config, model_args, data, stage):
     from sandan.core.files import write_text
     from sandan.data.chat import prompt_id
     from sandan.data.loading import load_data
-    from sandan.models.loading import load_tokenizer, require_model
+    from sandan.models.checks import fit_max_length, make_savable
+    from sandan.models.loading import base_of, load_tokenizer, require_model
     from sandan.preference.broken_answers import broken_pairs
-    from sandan.reward.gate import gate
+    from sandan.reward.gate import best_of_n_prompts, gate
     from sandan.reward.metrics import check_disjoint, evaluate_pairs, init_head, store_scale
     from sandan.reward.trainer import GroupedRewardTrainer, prompt_weights
     from sandan.training.train_and_save import count_dropped, make_trl_trainer, train_and_save
 
     path = require_model(model_args.model_name_or_path, stage)
+    fit_max_length(config, path, "max_length" in stage.given, model_args.model_revision)
+    stage.config["max_length"] = config.max_length
     tokenizer = load_tokenizer(path, model_args.model_revision)
     train, held_out = load_data(data, stage, COLUMNS)
-    if args.best_of_n_prompt_file is not None:
-        stage.add_input(args.best_of_n_prompt_file)
+    if args.oracle != "none":
+        best_of_n_prompts(args, tokenizer, path, stage)
     held_out_rows = [] if held_out is None else held_out.to_list()
     about = [name for name in ("prompt_id", "prompt") if name in train.column_names] or ["chosen"]
     check_disjoint(list(train.select_columns(about)), held_out_rows)
@@ -58,6 +61,7 @@ def main(args, config, model_args, data, stage):
     trainer = make_trl_trainer(GroupedRewardTrainer, path, config, model_args, (train, held_out), tokenizer)
     if not model_args.use_peft:
         init_head(trainer.model.score, config.seed)
+    make_savable(base_of(trainer.model), path)
     dropped = count_dropped(train, trainer.train_dataset, config.max_length, "training pairs")
     metrics = train_and_save(trainer, stage) | {"dropped_rows": dropped}
     model = trainer.accelerator.unwrap_model(trainer.model)

@@ -1,8 +1,29 @@
 """What the training stages share."""
 
-from transformers import TrainerControl, TrainerState, TrainingArguments
+import copy
+import json
+import runpy
+import sys
+from pathlib import Path
 
-from sandan.training.train_and_save import ShortProgress
+import pytest
+import torch
+from helpers import ROOT
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaForSequenceClassification,
+    Trainer,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import ModelConfig
+
+from sandan.core.errors import UserError
+from sandan.data.jsonl import write_jsonl
+from sandan.models.loading import quantization, unquantized
+from sandan.training.train_and_save import ShortProgress, on_whole_weights
 
 
 class Bar:
@@ -24,3 +45,105 @@ def test_short_progress_prints_only_what_is_watched(tmp_path):
         "{'eval_objective/scores': '0.5'}",
     ]
     assert len(logs) == 4
+
+
+# ---- Nothing trained is lost ----
+
+
+@pytest.fixture
+def run_here(tmp_path, tokenizer, model, monkeypatch):
+    """Run a script in this process, in a folder with a model `m`, a reward model `r` and rows."""
+    torch.manual_seed(0)
+    for name, one in (("m", model), ("r", LlamaForSequenceClassification(model.config))):
+        tokenizer.save_pretrained(tmp_path / name)
+        one.save_pretrained(tmp_path / name)
+    rows = [{"prompt": f"Q {number}", "completion": f"A {number}"} for number in range(24)]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": row["prompt"]} for row in rows])
+    monkeypatch.chdir(tmp_path)
+
+    def run(stage, *options):
+        common = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--output_dir", "out"]
+        monkeypatch.setattr(sys, "argv", [stage, "--model_name_or_path", "m", *common, *options])
+        runpy.run_path(str(ROOT / "scripts" / f"{stage}.py"), run_name="__main__")
+
+    return run
+
+
+SFT = ["--data_files", "rows.jsonl", "--max_steps", "1", "--max_length", "64", "--learning_rate", "0.1"]
+PPO = ["--data_files", "prompts.jsonl", "--reward_model_path", "r", "--response_length", "4", "--total_episodes", "8"]
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("stage, options", [("sft", SFT), ("ppo", PPO)])
+def test_a_failure_after_training_leaves_a_loadable_model(stage, options, adapters, run_here, model, monkeypatch):
+    trained = []
+
+    def evaluate(self, *args, **kwargs):
+        if self.state.global_step:
+            trained.append(self.state.global_step)
+            raise RuntimeError("no memory")
+        return {"eval_loss": 1.0}
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    with pytest.raises(RuntimeError, match="no memory"):
+        run_here(stage, *options, "--held_out_share", "0.3", *(["--use_peft", "true"] if adapters else []))
+    assert trained
+    saved = AutoModelForCausalLM.from_pretrained("out")
+    ids = torch.tensor([[5, 6, 7]])
+    if stage == "sft":
+        assert not torch.equal(saved(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_a_ppo_run_that_logged_nothing_is_finished(run_here):
+    run_here("ppo", *PPO, "--logging_steps", "500")
+    metrics = json.loads(Path("out/result.json").read_text())["metrics"]
+    assert metrics["updates"] == 1 and metrics["train_seconds"] > 0
+    AutoModelForCausalLM.from_pretrained("out")
+
+
+def test_sft_streams_its_rows(run_here):
+    run_here("sft", *SFT, "--streaming", "true")
+    assert json.loads(Path("out/result.json").read_text())["metrics"]["train_steps"] == 1
+
+
+def test_the_default_length_is_lowered_to_the_models_positions(run_here):
+    run_here("sft", *[option for option in SFT if option not in ("--max_length", "64")])
+    assert json.loads(Path("out/result.json").read_text())["config"]["max_length"] == 128
+
+
+# ---- Quantized weights ----
+
+
+@pytest.mark.parametrize("key", ["load_in_4bit", "load_in_8bit"])
+def test_quantization_is_passed_on_or_refused(key, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=f"{key}: needs .*a GPU"):
+        quantization(ModelConfig(**{key: True}))
+    assert quantization(ModelConfig()) == {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: True)
+    monkeypatch.setattr("trl.get_quantization_config", lambda model_args: key)
+    assert quantization(ModelConfig(**{key: True})) == {"quantization_config": key}
+
+
+def test_adapters_of_a_quantized_model_are_merged_into_the_weights_before_it(tmp_path, model):
+    model.save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    ids = torch.tensor([[5, 6, 7]])
+    expected = adapted.eval()(input_ids=ids).logits
+    adapted.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        base.get_input_embeddings().weight.mul_(1.5)  # as rounding changes what the adapters lie on
+    found = on_whole_weights(adapted, str(tmp_path / "adapter")).merge_and_unload()
+    torch.testing.assert_close(found(input_ids=ids).logits, expected)
+
+
+def test_the_configuration_of_whole_weights_names_no_quantization(tiny_config):
+    assert unquantized(tiny_config) is tiny_config
+    quantized = copy.deepcopy(tiny_config)
+    quantized.quantization_config, quantized.dtype = {"load_in_4bit": True}, torch.bfloat16
+    whole = unquantized(quantized)
+    assert "quantization_config" not in whole.to_dict() and whole.dtype == torch.float32
+    assert quantized.quantization_config == {"load_in_4bit": True}

@@ -70,6 +70,7 @@ class Stage:
         config (`dict`): effective settings, JSON types only.
         recipe_dir (`Path`, *optional*): the folder of the recipe's YAML files.
         run (`RunArguments`): the options of the script.
+        given (`frozenset`): names of the options that the recipe or the command line gives.
         notes (`dict`): counts from the data checks, for `result.json`.
     """
 
@@ -81,6 +82,7 @@ class Stage:
     inputs: dict[str, str] = field(default_factory=dict)
     recipe_dir: Path | None = None
     run: RunArguments = field(default_factory=TrainingRunArguments)
+    given: frozenset[str] = frozenset()
     notes: dict[str, Any] = field(default_factory=dict)
     started_seconds: float = field(default_factory=time.monotonic)
 

@@ -11,6 +11,7 @@ import torch
 from ..core.bootstrap import bootstrap_interval
 from ..core.errors import UserError
 from ..data.chat import prompt_text
+from ..models.checks import positions_of
 from ..models.rendering import Prompt, batched, encode_prompts, pad_rows
 from ..models.sampling import Completion, sample_completions
 from ..models.scoring import score_completions
@@ -175,6 +176,8 @@ def document_bits_per_byte(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], window_tokens: int = 512
 ) -> float:
     """Return bits per UTF-8 byte of whole documents with their end token; long ones are read in windows."""
+    # A window has the beginning token in front of it.
+    window_tokens = min(window_tokens, (positions_of(model.config) or window_tokens + 1) - 1)
     rows, end = [], document_end(tokenizer)
     # A document without a token of its own at its start follows the end of another one, as in pretraining.
     start = document_start(tokenizer) or [end]

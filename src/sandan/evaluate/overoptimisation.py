@@ -67,7 +67,7 @@ def true_score_function(
 
     path = require_model(args.true_reward_model_path, stage, "true_reward_model_path")
     check_same_tokens(tokenizer, path, "true_reward_model_path")
-    model = load_reward_model(path)
+    model = load_reward_model(path, key="true_reward_model_path")
 
     def true_score(prompts: list[Any], completions: list[str]) -> list[float]:
         return score_rows(model, encode_answers(tokenizer, prompts, completions))

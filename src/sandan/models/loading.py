@@ -1,5 +1,7 @@
 """Load tokenizers and models from an earlier stage's folder or the Hub, with checks that TRL does not make."""
 
+import copy
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,21 +124,99 @@ def load_causal_lm(path: str, device: str | None = None) -> "PreTrainedModel":
     """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, path, device)
+    return _placed(lambda: load_model(AutoModelForCausalLM, path), device)
 
 
 def load_masked_lm(path: str, device: str | None = None) -> "PreTrainedModel":
     """Load a masked LM, otherwise as [`load_causal_lm`]."""
     from transformers import AutoModelForMaskedLM
 
-    return _load(AutoModelForMaskedLM, path, device)
+    return _placed(lambda: load_model(AutoModelForMaskedLM, path), device)
 
 
-def load_reward_model(path: str, device: str | None = None) -> "PreTrainedModel":
-    """Load a sequence classifier with one output, otherwise as [`load_causal_lm`]."""
+def load_reward_model(path: str, device: str | None = None, key: str = "reward_model") -> "PreTrainedModel":
+    """Load a sequence classifier with one output and place it, otherwise as [`load_classifier`]."""
+    return _placed(lambda: load_classifier(path, key), device)
+
+
+def load_classifier(path: str, key: str, **kwargs: Any) -> "PreTrainedModel":
+    """Load a sequence classifier with one output.
+
+    Args:
+        key: the option that names it.
+        kwargs: further keywords of `from_pretrained`.
+
+    Raises:
+        UserError: if no such model can be loaded, or weights are missing, as in a language model's folder.
+    """
     from transformers import AutoModelForSequenceClassification
 
-    return _load(AutoModelForSequenceClassification, path, device, num_labels=1)
+    auto_model = AutoModelForSequenceClassification
+    model, info = load_model(auto_model, path, num_labels=1, output_loading_info=True, **kwargs)
+    # An adapter brings its head with it; `missing_keys` are those of the model below.
+    if not Path(path, "adapter_config.json").is_file():
+        refuse_new_weights(path, info["missing_keys"], key)
+    return model
+
+
+def refuse_new_weights(path: str, missing: Iterable[str], key: str) -> None:
+    """Refuse a reward model of which weights are missing: they would be random, and so would the scores.
+
+    Args:
+        missing: names of the weights, as `from_pretrained` reports them.
+        key: the option that names the model.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    names = ", ".join(sorted(missing)[:3])
+    if names:
+        raise UserError(
+            f"{path}: {key}: not a reward model: {names} missing, its scores would be random; "
+            "name the folder of the reward stage, or a sequence classifier"
+        )
+
+
+def base_of(model: Any) -> "PreTrainedModel":
+    """Return a model without its adapters, or the model itself if it has none."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def quantization(model_args: "ModelConfig") -> dict[str, Any]:
+    """Return `from_pretrained` keywords for `load_in_4bit` and `load_in_8bit`; empty if neither is set.
+
+    Raises:
+        UserError: if bitsandbytes or a GPU is missing.
+    """
+    import torch
+    from transformers.utils import is_bitsandbytes_available
+    from trl import get_quantization_config
+
+    key = "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit"
+    if not getattr(model_args, key):
+        return {}
+    if model_args.load_in_4bit and model_args.load_in_8bit:
+        raise UserError("load_in_8bit: excludes load_in_4bit; give one")
+    needs = {"bitsandbytes": is_bitsandbytes_available(), "a GPU": torch.cuda.is_available()}
+    if missing := [name for name, there in needs.items() if not there]:
+        raise UserError(
+            f"{key}: needs {' and '.join(missing)}, not found here; without it the adapters are trained on whole weights"
+        )
+    return {"quantization_config": get_quantization_config(model_args)}
+
+
+def unquantized(config: "PretrainedConfig") -> "PretrainedConfig":
+    """Return the configuration of the weights before they were quantized, which are trained and saved in float32."""
+    import torch
+
+    if not hasattr(config, "quantization_config"):
+        return config
+    whole = copy.deepcopy(config)
+    del whole.quantization_config
+    whole.dtype = torch.float32
+    return whole
 
 
 def load_model(auto_model: Any, path: str, **kwargs) -> "PreTrainedModel":
@@ -158,12 +238,13 @@ def first_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300].strip() or type(error).__name__
 
 
-def _load(auto_model: Any, path: str, device: str | None, **kwargs) -> "PreTrainedModel":
+def _placed(load: "Callable[[], PreTrainedModel]", device: str | None) -> "PreTrainedModel":
+    """Load a model for inference and place it on the device."""
     from accelerate import PartialState
     from accelerate.utils import patch_environment
 
     # With this option, which the launch files for FSDP set, only the first process would read the weights; the others
     # would hold zeros until training begins.
     with patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
-        model = load_model(auto_model, path, **kwargs)
+        model = load()
     return model.to(device or PartialState().device).eval()

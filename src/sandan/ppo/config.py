@@ -60,7 +60,9 @@ class PPOConfig(TrainingArguments):
     sft_model_path: str = field(
         default="EleutherAI/pythia-160m", metadata={"help": "Policy to start from, if no model_name_or_path is given."}
     )
-    reward_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "Reward model."})
+    reward_model_path: str | None = field(
+        default=None, metadata={"help": "Reward model: the folder of the reward stage, or a sequence classifier."}
+    )
     # Models (read by the trainer)
     model_adapter_name: str | None = field(default=None, metadata={"help": "PEFT adapter that is trained."})
     ref_adapter_name: str | None = field(default=None, metadata={"help": "PEFT adapter that is the reference."})

@@ -57,9 +57,11 @@ def new_model(args: PretrainArguments, tokenizer: "PreTrainedTokenizerBase", dty
     Raises:
         UserError: if `model_type` is missing or unknown, or a field is misspelt.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
     fields = dict(args.model_config or {})
+    causal = args.objective == "clm"
     model_type = fields.pop("model_type", None)
     try:
         known = AutoConfig.for_model(model_type)
@@ -68,23 +70,28 @@ def new_model(args: PretrainArguments, tokenizer: "PreTrainedTokenizerBase", dty
     unknown = [name for name in fields if not hasattr(known, name)]
     if unknown:
         raise UserError(f"model_config: {', '.join(unknown)}: not a field of {type(known).__name__}")
-    config = AutoConfig.for_model(
-        model_type,
-        **{
-            "vocab_size": math.ceil(len(tokenizer) / 64) * 64,
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "tie_word_embeddings": True,
+    try:
+        config = AutoConfig.for_model(
+            model_type,
             **{
-                name: 0.0
-                for name in vars(known)
-                if "dropout" in name or name in ("embd_pdrop", "resid_pdrop", "attn_pdrop")
+                "vocab_size": math.ceil(len(tokenizer) / 64) * 64,
+                "pad_token_id": tokenizer.pad_token_id,
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+                "tie_word_embeddings": True,
+                **{
+                    name: 0.0
+                    for name in vars(known)
+                    if "dropout" in name or name in ("embd_pdrop", "resid_pdrop", "attn_pdrop")
+                },
+                # An encoder sees later tokens unless it is told to be a decoder.
+                **({"is_decoder": True} if causal and vars(known).get("is_decoder") is False else {}),
+                **fields,
             },
-            **fields,
-        },
-    )
-    auto_model = AutoModelForMaskedLM if args.objective == "mlm" else AutoModelForCausalLM
+        )
+    except (ValueError, StrictDataclassError) as error:
+        raise UserError(f"model_config: {model_type}: {' '.join(str(error).split())[:300]}") from None
+    auto_model = AutoModelForCausalLM if causal else AutoModelForMaskedLM
     try:
         return auto_model.from_config(config, dtype=dtype)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ..models.checks import check_direction, check_length
 from ..models.memory import ModelSize, size_of
 from ..training.preview import SHOWN_ROWS, Sample, trained_tokens
 from .masking import make_collator
@@ -11,6 +12,10 @@ from .model_and_blocks import PretrainArguments, new_model, to_blocks
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+
+# Larger models are not built for a dry run; the stage itself refuses one that sees later tokens before it trains.
+PROBED_PARAMETERS = 100_000_000
 
 
 def rows(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", args: PretrainArguments, *_: Any) -> Sample:
@@ -45,4 +50,7 @@ def size(
         return None
     with torch.device("meta"):
         model = new_model(args, tokenizer)
+    check_length("block_size_tokens", args.block_size_tokens, model.config, "model_config")
+    if args.objective == "clm" and model.num_parameters() <= PROBED_PARAMETERS:
+        check_direction(new_model(args, tokenizer), "model_config")
     return ModelSize(model.num_parameters(), 0, model.config)

@@ -9,7 +9,9 @@ from ..core.bootstrap import bootstrap_interval
 from ..core.errors import GateError
 from ..core.stage import Stage
 from ..data.jsonl import read_jsonl
+from ..models.checks import check_prompts, config_of
 from ..models.loading import load_causal_lm
+from ..models.rendering import Prompt, encode_prompts
 from ..models.sampling import sample_completions
 from ..models.scoring import score_completions
 
@@ -83,6 +85,22 @@ def check_gate(curve: dict[int, np.ndarray], least_gain: float) -> dict[str, flo
     return metrics
 
 
+def best_of_n_prompts(
+    args: RewardArguments, tokenizer: "PreTrainedTokenizerBase", sft_path: str, stage: Stage
+) -> list[Prompt]:
+    """Return the prompts of the test. Called before training too, so that a mistake in them is found then.
+
+    Raises:
+        UserError: if the file is missing or malformed, or prompt and answer do not fit into the SFT model's positions.
+    """
+    rows = read_jsonl(stage.add_input(args.best_of_n_prompt_file), columns=[("prompt",)])[: args.best_of_n_prompts]
+    prompts = [row["prompt"] for row in rows]
+    if (config := config_of(sft_path)) is not None:
+        lengths = [len(ids) for ids in encode_prompts(tokenizer, prompts)]
+        check_prompts(lengths, args.max_new_tokens, "max_new_tokens", config, sft_path)
+    return prompts
+
+
 def gate(
     args: RewardArguments, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", sft_path: str, stage: Stage
 ) -> dict[str, float]:
@@ -93,8 +111,7 @@ def gate(
     """
     from ..world.oracle import judge
 
-    rows = read_jsonl(stage.add_input(args.best_of_n_prompt_file), columns=[("prompt",)])[: args.best_of_n_prompts]
-    prompts = [row["prompt"] for row in rows]
+    prompts = best_of_n_prompts(args, tokenizer, sft_path, stage)
     most = max(BEST_OF)
     sampled = sample_completions(
         load_causal_lm(sft_path),

@@ -12,6 +12,7 @@ from ..core.bootstrap import bootstrap_interval
 from ..core.errors import UserError
 from ..core.stage import is_main_process
 from ..data.chat import prompt_id, text_of
+from ..models.loading import unquantized
 from ..models.score_scale import ScoreScale
 from ..models.scoring import score_rows
 from ..preference.agreement import Order, compare_orders, interval, pairwise_agreement
@@ -175,7 +176,7 @@ def store_scale(
     if is_main_process():
         for saved in (folder, folder / "adapter"):
             if saved.is_dir():
-                model.config.save_pretrained(saved)
+                unquantized(model.config).save_pretrained(saved)
     return {"score_mean": scale.mean, "score_deviation": scale.deviation}
 
 

@@ -119,12 +119,16 @@ def _run(
         )
         return
     from .config import StrictParser, split_config_option
+    from .options import refuse_idle
 
+    program = Path(main.__code__.co_filename).stem
+    parser = StrictParser([*(_load(spec) for spec in dataclass_specs), *([run_options] if is_stage else [])])
+    parsed = parser.parse(argv)
+    refuse_idle(program, parsed, parser.origins)
     if not is_stage:
-        main(*StrictParser(_load(spec) for spec in dataclass_specs).parse(argv))
+        main(*parsed)
         return
-    parser = StrictParser([*(_load(spec) for spec in dataclass_specs), run_options])
-    *values, options = parser.parse(argv)
+    *values, options = parsed
     config_path, _ = split_config_option(argv)
     config = effective_config((*values, options))
     if not config.get("output_dir"):
@@ -133,7 +137,16 @@ def _run(
     name = Path(config_path).stem if config_path else output_dir.name
     recipe = Path(config_path).resolve().parent.name if config_path else output_dir.resolve().parent.name
     recipe_dir = Path(config_path).parent if config_path else None
-    stage = Stage(name, recipe, output_dir, config.get("seed", 0), config, recipe_dir=recipe_dir, run=options)
+    stage = Stage(
+        name,
+        recipe,
+        output_dir,
+        config.get("seed", 0),
+        config,
+        recipe_dir=recipe_dir,
+        run=options,
+        given=frozenset(parser.origins),
+    )
     if options.dry_run:
         from .dry_run import DryRun
 
@@ -146,7 +159,7 @@ def _run(
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         unset_hf_deepspeed_config()
-    with pushed(stage, row(*values) if row else Path(main.__code__.co_filename).stem, values):
+    with pushed(stage, row(*values) if row else program, values):
         stage.open()
         try:
             main(*values, stage)

@@ -24,6 +24,7 @@ import yaml
 from trl import TrlParser
 
 from ..core.errors import UserError
+from .options import replaced_by_command_line
 
 
 # Keys that recent transformers and trl releases removed or renamed, and their replacement.
@@ -119,16 +120,18 @@ class StrictParser(TrlParser):
             if argument.startswith("--") and argument.partition("=")[0] not in self._option_string_actions:
                 # Checked before argparse complains about a missing option, which may be this one, misspelt.
                 self._unknown("command line", argument.partition("=")[0], prefix="--")
+        given = self._given(arguments)
         lines: dict[str, int] = {}
         if config_path is not None:
             values, lines = self._read_config(config_path)
+            for key in replaced_by_command_line(given) & values.keys():
+                del values[key], lines[key]
             self.set_defaults_with_config(**values)
         namespace, unknown = self.parse_known_args(arguments)
         if unknown:
             option = next((word for word in unknown if word.startswith("-")), unknown[0])
             self._unknown("command line", option.partition("=")[0], prefix="--")
         place = f"{config_path} and the command line" if config_path else "command line"
-        given = {argument.removeprefix("--").partition("=")[0].replace("-", "_") for argument in arguments}
         for key, value in vars(namespace).items():
             from_file = key in lines and key not in given
             where = f"{config_path}:{lines[key]}: {key}" if from_file else f"command line: --{key}"
@@ -141,6 +144,11 @@ class StrictParser(TrlParser):
             return self.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)
         except (ValueError, TypeError, ImportError) as error:
             raise UserError(f"{place}: {' '.join(str(error).split())}") from error
+
+    def _given(self, arguments: Sequence[str]) -> set[str]:
+        """Return the names of the options on the command line; `--no_x` gives `x`."""
+        names = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+        return {self._option_string_actions[name].dest for name in names if name in self._option_string_actions}
 
     def _read_config(self, path: str) -> tuple[dict[str, Any], dict[str, int]]:
         values, lines = read_yaml(path)

@@ -21,7 +21,7 @@ from ..data.chat import as_chat
 from ..data.jsonl import is_jsonl
 from ..data.loading import DataArguments, check_files, local_files
 from ..data.row_checks import read_rows
-from ..models.loading import load_tokenizer, require_model
+from ..models.loading import load_tokenizer, quantization, require_model
 from ..models.memory import OPTIMIZER_BYTES, ModelSize, activation_bytes, readable_bytes
 from ..training.preview import SHOWN_ROWS, Sample, prompt_rows
 
@@ -39,6 +39,7 @@ MODEL_KEYS = (
     "reward_model",
     "masked_model",
 )
+REWARD_KEYS = ("reward_model_path", "reward_model", "true_reward_model_path")
 FILE_KEYS = ("candidates_file", "text_file", "minimal_pairs_file", "best_of_n_prompt_file")
 SAMPLED_ROWS, SHOWN_TOKENS, BAR = 256, 160, 40
 DIM, RESET = "\033[2m", "\033[0m"
@@ -74,9 +75,11 @@ class DryRun:
         self._settings()
         missing = self._inputs()
         rows, total = self._data()
+        self._models(missing)
         tokenizer, sample = self._tokenizer(missing), None
         if rows and tokenizer is not None:
             sample = self._tokens(rows, tokenizer)
+            self._room_for_answers(sample, missing)
         if self._arguments() is not None:
             self._steps(total, sample)
             self._resources(tokenizer, sample, missing)
@@ -121,6 +124,45 @@ class DryRun:
                 self.stage.add_input(path)
                 self._say("input", f"{key}: {path}")
         return missing
+
+    def _models(self, missing: set[str]) -> None:
+        """Check the models that are there, as the stage does before it trains."""
+        from ..models.checks import check_length, check_reward_folder, config_of, fit_max_length, savable_at
+
+        config, args = self.stage.config, self._arguments()
+        for key in REWARD_KEYS:
+            path = config.get(key)
+            if path and path not in missing and Path(path).is_dir():
+                check_reward_folder(path, key)
+        if args is None:
+            return
+        quantization(self._value_with("load_in_4bit"))
+        path = config.get("model_name_or_path")
+        if path is None or path in missing or config.get("model_config"):
+            return
+        if hasattr(args, "max_length"):
+            fit_max_length(args, path, "max_length" in self.origins)
+        if "block_size_tokens" in config and (found := config_of(path)) is not None:
+            check_length("block_size_tokens", config["block_size_tokens"], found, path)
+        savable_at(path)
+
+    def _room_for_answers(self, sample: Sample, missing: set[str]) -> None:
+        """Check that the longest prompt of the first rows leaves room for an answer in every model that reads both."""
+        from ..models.checks import check_prompts, config_of
+
+        config = self.stage.config
+        key = "response_length" if "response_length" in config else "max_new_tokens"
+        if key not in config or (self._arguments() is not None and key == "max_new_tokens"):
+            return
+        limit = config.get("max_prompt_tokens")
+        lengths = [length for length in sample.lengths if limit is None or length <= limit]
+        for name in MODEL_KEYS:
+            path = config.get(name)
+            if path and path not in missing and name not in ("tokenizer_name_or_path", "masked_model"):
+                found = config_of(path)
+                if found is not None:
+                    option = "max_prompt_tokens" if "max_prompt_tokens" in config else None
+                    check_prompts(lengths, config[key], key, found, path, option)
 
     def _maker(self, path: str) -> str | None:
         """Return the stage of this recipe that makes a missing path, or None."""

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from transformers import ProgressCallback
@@ -14,7 +15,7 @@ from trl import get_peft_config
 from ..core import signals
 from ..core.errors import Interrupted, UserError
 from ..core.stage import Stage, is_main_process
-from ..models.loading import first_line, model_init_kwargs
+from ..models.loading import first_line, load_model, model_init_kwargs, quantization, unquantized
 from ..models.memory import checkpoint_bytes, model_bytes, readable_bytes
 from .checkpoints import choose, comparable
 from .trainer import on_any_rank
@@ -67,7 +68,8 @@ def make_trl_trainer(
     Raises:
         UserError: if the model cannot be loaded, or rows and settings do not fit.
     """
-    config.model_init_kwargs = model_init_kwargs(model_args, config.model_init_kwargs)
+    extra = quantization(model_args) | (config.model_init_kwargs or {})
+    config.model_init_kwargs = model_init_kwargs(model_args, extra)
     try:
         return trainer_class(
             path,
@@ -160,27 +162,36 @@ def train_and_save(trainer: "ReliableTrainer", stage: Stage) -> dict[str, float]
     elif watched:
         before = trainer.evaluate()["eval_loss"]
     output = train(trainer, stage)
-    if watched and sharded:
-        before = next(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
     metrics = {
         "train_loss": trainer.mean_train_loss(),
         "train_steps": output.global_step,
         "train_seconds": round(output.metrics["train_runtime"], 2),
     }
-    with kept_if_interrupted(trainer):
+    if watched and sharded:
+        before = next(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+    with saved_first(trainer, stage, trainer.accelerator.unwrap_model(trainer.model)):
         if watched:
             metrics |= {key: value for key, value in trainer.evaluate().items() if not key.endswith(NOT_METRICS)}
             metrics["eval_loss_before"] = before
-        save(trainer, trainer.accelerator.unwrap_model(trainer.model), stage)
     return metrics
 
 
-def save(trainer: "ReliableTrainer", model: "PreTrainedModel | PeftModel", stage: Stage) -> None:
-    """Save the stage's model folder: weights, tokenizer, training curve."""
-    trainer.save_model()
-    merge_adapters(model, stage)
-    trainer.save_state()
-    logger.info("saved to %s", stage.output_dir)
+@contextlib.contextmanager
+def saved_first(trainer: "ReliableTrainer", stage: Stage, model: "PreTrainedModel | PeftModel") -> Iterator[None]:
+    """Save the trained model before the block, so that no failure in it loses the model; merge adapters after it.
+
+    The block evaluates, which needs the adapters apart: switched off, they give the reference of PPO.
+
+    Args:
+        model: the trained model without wrappers.
+    """
+    with kept_if_interrupted(trainer):
+        trainer.save_model()
+        trainer.save_state()
+        logger.info("saved to %s", stage.output_dir)
+        yield
+        merge_adapters(model, stage)
+        trainer.save_state()
 
 
 def merge_adapters(model: "PreTrainedModel | PeftModel", stage: Stage) -> None:
@@ -195,7 +206,23 @@ def merge_adapters(model: "PreTrainedModel | PeftModel", stage: Stage) -> None:
     model.save_pretrained(stage.output_dir / "adapter", selected_adapters=model.active_adapters)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (stage.output_dir / name).unlink(missing_ok=True)
+    if getattr(model.get_base_model(), "is_quantized", False):
+        model = on_whole_weights(model, str(stage.output_dir / "adapter"))
     model.merge_and_unload().save_pretrained(stage.output_dir)
+
+
+def on_whole_weights(model: "PeftModel", adapter: str) -> "PeftModel":
+    """Return the adapters of a quantized model on its weights as they were before: merged into rounded ones they differ.
+
+    Args:
+        adapter: the folder in which the adapters are saved.
+    """
+    from peft import PeftModel
+
+    base = model.get_base_model()
+    config = unquantized(base.config)
+    whole = load_model(type(base), base.config.name_or_path, config=config, dtype=torch.float32)
+    return PeftModel.from_pretrained(whole, adapter)
 
 
 def count_dropped(before: "Dataset", after: "Dataset", max_length: int | None, what: str) -> int:
