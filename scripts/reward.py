@@ -38,7 +38,7 @@ def main(args, config, model_args, data, stage):
 
     path = require_model(model_args.model_name_or_path, stage)
     tokenizer = load_tokenizer(path, model_args.model_revision)
-    train, held_out = load_data(data, stage, COLUMNS)
+    train, held_out = load_data(data, stage, COLUMNS, tokenizer if config.chat_template_path is None else None)
     if args.best_of_n_prompt_file is not None:
         stage.add_input(args.best_of_n_prompt_file)
     held_out_rows = [] if held_out is None else held_out.to_list()

@@ -27,7 +27,7 @@ def main(config, model_args, data, stage):
 
     path = require_model(model_args.model_name_or_path, stage)
     tokenizer = load_tokenizer(path, model_args.model_revision)
-    train, held_out = load_data(data, stage, COLUMNS)
+    train, held_out = load_data(data, stage, COLUMNS, tokenizer if config.chat_template_path is None else None)
     trainer = make_trl_trainer(GuardedSFTTrainer, path, config, model_args, (train, held_out), tokenizer)
     check_vocabulary(trainer.model.config, tokenizer, path)
     set_stop_token(trainer.model, tokenizer)
