@@ -19,6 +19,9 @@ COLUMNS = [("prompt", "completion"), ("messages",), ("text",)]
 
 
 def main(config, model_args, data, stage):
+    from datasets import Dataset
+
+    from sandan.data.lengths import without_cut_answers
     from sandan.data.loading import load_data
     from sandan.models.loading import check_vocabulary, load_tokenizer, require_model
     from sandan.models.tokens import set_stop_token
@@ -27,11 +30,16 @@ def main(config, model_args, data, stage):
 
     path = require_model(model_args.model_name_or_path, stage)
     tokenizer = load_tokenizer(path, model_args.model_revision)
-    train, held_out = load_data(data, stage, COLUMNS, tokenizer if config.chat_template_path is None else None)
+    own_template = config.chat_template_path is None
+    read, held_out = load_data(data, stage, COLUMNS, tokenizer if own_template else None)
+    train = without_cut_answers(read, tokenizer, config.max_length) if own_template else read
+    if held_out is not None and own_template:
+        held_out = without_cut_answers(held_out, tokenizer, config.max_length, "held-out rows")
     trainer = make_trl_trainer(GuardedSFTTrainer, path, config, model_args, (train, held_out), tokenizer)
     check_vocabulary(trainer.model.config, tokenizer, path)
     set_stop_token(trainer.model, tokenizer)
     dropped = 0 if config.packing else count_dropped(train, trainer.train_dataset, config.max_length, "training rows")
+    dropped += len(read) - len(train) if isinstance(read, Dataset) else 0
     metrics = train_and_save(trainer, stage)
     stage.finish(metrics | {"dropped_rows": dropped, "parameters": trainer.model.num_parameters()}, config.device.type)
 

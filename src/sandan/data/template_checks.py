@@ -1,5 +1,6 @@
 """Whether the chat format of a tokenizer can write a row: asked of every row, before anything is trained."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +59,9 @@ def _refusal(
     options = options if isinstance(options, dict) else {}
 
     def written(conversation: list[dict[str, Any]]) -> str:
+        tools = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else row.get("tools")
         return tokenizer.apply_chat_template(
-            conversation, tools=row.get("tools"), tokenize=False, add_generation_prompt=is_prompt, **options
+            conversation, tools=tools, tokenize=False, add_generation_prompt=is_prompt, **options
         )
 
     try:
