@@ -29,6 +29,8 @@ def one_form(row: Row, as_chat: bool = False) -> dict[str, Any]:
     Args:
         as_chat: text prompts, answers and dialogues become turns.
     """
+    if not as_chat and all(isinstance(value, str) for value in row.values()) and row.keys().isdisjoint(TURNS):
+        return dict(row)  # Most rows of pretraining, and quickly.
     row = {name: without_nulls(value) if isinstance(value, (list, dict)) else value for name, value in row.items()}
     row |= {name: list(map(_clean_turn, row[name])) for name in TURNS if isinstance(row.get(name), list)}
     given = [row[name] for name in ("prompt", *ANSWERS) if row.get(name) is not None]
