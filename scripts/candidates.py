@@ -45,8 +45,9 @@ def main(args, data, stage):
     from sandan.preference.simulated_rankers import distinct_candidates
 
     path = require_model(args.model_name_or_path, stage)
-    prompts, _ = load_data(data, stage, COLUMNS)
-    tokenizer, model = load_tokenizer(path), load_causal_lm(path)
+    tokenizer = load_tokenizer(path)
+    prompts, _ = load_data(data, stage, COLUMNS, tokenizer)
+    model = load_causal_lm(path)
     lengths = [len(ids) for ids in encode_prompts(tokenizer, prompts["prompt"][:])]
     check_prompts(lengths, args.max_new_tokens, "max_new_tokens", model.config, path)
     completions = sample_completions(

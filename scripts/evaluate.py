@@ -39,12 +39,12 @@ def main(args, data, stage):
     for name, path in {**paths, "reward": args.reward_model, "masked": args.masked_model}.items():
         if path is not None:
             require_model(path, stage, f"{name}_model")
-    prompts, held_out = load_data(data, stage, COLUMNS)
+    tokenizer = load_tokenizer(paths["sft"])
+    prompts, held_out = load_data(data, stage, COLUMNS, tokenizer)
     texts = read_jsonl(stage.add_input(args.text_file), columns=[("text",)]) if args.text_file else []
     pairs = []
     if args.minimal_pairs_file:
         pairs = read_jsonl(stage.add_input(args.minimal_pairs_file), columns=[("skill", "good", "bad")])
-    tokenizer = load_tokenizer(paths["sft"])
     for name, path in (("base", paths["base"]), ("ppo", paths["ppo"]), ("reward", args.reward_model)):
         if path is not None:
             check_same_tokens(tokenizer, path, f"{name}_model")

@@ -49,7 +49,7 @@ def main(config, judge, model_args, data, stage):
     reward_path = models.require_model(config.reward_model_path, stage, "reward_model_path")
     tokenizer = models.load_tokenizer(policy_path, model_args.model_revision, padding_side="left")
     models.check_same_tokens(tokenizer, reward_path, "reward_model_path")
-    train, held_out = load_data(data, stage, COLUMNS)
+    train, held_out = load_data(data, stage, COLUMNS, tokenizer)
     # Trained weights are float32: at PPO's learning rates updates of bfloat16 weights are rounded away.
     defaults = {"dtype": model_args.dtype or torch.float32, **models.quantization(model_args)}
     policy = models.load_model(AutoModelForCausalLM, policy_path, **models.model_init_kwargs(model_args, defaults))

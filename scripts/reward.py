@@ -41,7 +41,7 @@ def main(args, config, model_args, data, stage):
     fit_max_length(config, path, "max_length" in stage.given, model_args.model_revision)
     stage.config["max_length"] = config.max_length
     tokenizer = load_tokenizer(path, model_args.model_revision)
-    train, held_out = load_data(data, stage, COLUMNS)
+    train, held_out = load_data(data, stage, COLUMNS, tokenizer if config.chat_template_path is None else None)
     if args.oracle != "none":
         best_of_n_prompts(args, tokenizer, path, stage)
     held_out_rows = [] if held_out is None else held_out.to_list()

@@ -32,7 +32,7 @@ def main(config, model_args, data, stage):
     fit_max_length(config, path, "max_length" in stage.given, model_args.model_revision)
     stage.config["max_length"] = config.max_length
     tokenizer = load_tokenizer(path, model_args.model_revision)
-    train, held_out = load_data(data, stage, COLUMNS)
+    train, held_out = load_data(data, stage, COLUMNS, tokenizer if config.chat_template_path is None else None)
     trainer = make_trl_trainer(GuardedSFTTrainer, path, config, model_args, (train, held_out), tokenizer)
     check_vocabulary(trainer.model.config, tokenizer, path)
     check_direction(base_of(trainer.model), path)

@@ -87,7 +87,7 @@ def test_broken_answers(row, wanted, refusal):
         ({"chosen": [user(), assistant()], "rejected": [user(), assistant()]}, "rejected: the same as chosen"),
         ({"chosen": [assistant("1")], "rejected": [assistant("2")]}, "chosen: turn 1 is of the assistant"),
         ({"prompt": [user()], "chosen": [user("1")], "rejected": [assistant("2")]}, "chosen: turn 1 is of the user"),
-        ({"prompt": "Q", "chosen": [user(), assistant()], "rejected": [assistant()]}, "chosen: turn 1 is of the user"),
+        ({"prompt": "P", "chosen": [user(), assistant()], "rejected": [assistant()]}, "chosen: turn 1 is of the user"),
         ({"prompt": " ", "chosen": "1", "rejected": "2"}, "prompt: is empty"),
     ],
 )

@@ -26,6 +26,12 @@ SFT, PAIR = "data/sft.jsonl", "outputs/tiny/preferences/preferences_train.jsonl"
 MODEL, REWARD = "outputs/tiny/pretrain", "outputs/tiny/reward"
 RECIPE = "recipes/tiny/sft.yaml"
 USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
+CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"function": {"name": "food", "arguments": {"of": "cow"}}}],
+}
+CALLS = [USER, CALL, {"role": "tool", "content": "grass"}, ASSISTANT]
 SECRET = "hf_" + "Ab1" * 12
 
 
@@ -226,7 +232,7 @@ CASES = {
         row({"prompt": None, "completion": "A"}),
         row({"prompt": [USER]}),
         row({"prompt": [], "completion": [ASSISTANT]}),
-        row({"prompt": [USER], "completion": "A"}),
+        row({"prompt": "Q", "completion": "A"}),
         row({"prompt": [USER], "completion": 5}),
         row({"prompt": [USER], "completion": ["A"]}),
         row({"prompt": [USER], "completion": [{"role": "assistant"}]}),
@@ -247,9 +253,12 @@ CASES = {
         file("a .gz file that is none", "a.jsonl.gz", b'{"text": "a"}\n'),
         file("CSV with another column", "a.csv", b"txet\na\n"),
         file("CSV with a gap", "a.csv", b"text,n\na,1\n,2\n"),
-        file("CSV of numbers", "a.csv", b"text\n1\n2\n"),
+        file("CSV with a comma outside quotes", "a.csv", b"text\na\nb, c\n"),
+        file("CSV with a quote that is not closed", "a.csv", b'text\na\n"b\nc\n'),
+        file("text that is not UTF-8", "a.txt", "a\né\n".encode("latin-1")),
         file("half a JSON array", "a.json", b'[{"text": "a"'),
         file("a Parquet file that is none", "a.parquet", b"junk"),
+        file("tool calls, which this chat format does not write", "a.jsonl", json.dumps({"messages": CALLS}).encode()),
         file("conversations without an answer", "a.jsonl", json.dumps({"messages": [USER]}).encode()),
         file("a conversation that the assistant begins", "a.jsonl", json.dumps({"messages": [ASSISTANT, USER, ASSISTANT]}).encode()),
         row({"prompt": [USER], "chosen": [ASSISTANT], "rejected": [ASSISTANT]}, PAIR, "reward"),

@@ -1,5 +1,7 @@
 """The trained tokenizer: lossless, loadable anywhere, and a chat template that marks what is trained."""
 
+import time
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -7,7 +9,15 @@ from transformers import AutoConfig, AutoTokenizer
 
 from sandan.core.errors import UserError
 from sandan.models.loading import check_reading, load_tokenizer
-from sandan.pretrain.tokenizer import ROLES, texts_of, train_tokenizer
+from sandan.pretrain.tokenizer import (
+    LONG_RUNS,
+    LONGEST_PIECE,
+    ROLES,
+    SCRIPT_RUNS,
+    _pieces,
+    texts_of,
+    train_tokenizer,
+)
 
 
 CHAT = [
@@ -96,3 +106,28 @@ def test_a_model_whose_kind_would_read_the_tokenizer_otherwise_is_refused(tokeni
         check_reading(loaded, str(tmp_path), AutoConfig.for_model(kind))
     with pytest.raises(UserError, match="'qwen2' transformers reads every tokenizer as Qwen2Tokenizer.*model_type"):
         check_reading(loaded, str(tmp_path), AutoConfig.for_model("qwen2"))
+
+
+@pytest.mark.parametrize("character", ["中", "か", "a", "5", "-", " ", "\n", "ก", "한", "🐄"])
+def test_text_without_spaces_is_learned_in_short_pieces_and_stays_lossless(character):
+    text = "The cow eats grass. " + character * 3000
+    pieces = _pieces([SCRIPT_RUNS, LONG_RUNS]).pre_tokenize_str(text)
+    assert max(end - start for _, (start, end) in pieces) <= LONGEST_PIECE + 1  # and a space before a word
+    tokenizer = train_tokenizer([text], 300)
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_ordinary_text_is_learned_in_the_pieces_in_which_it_is_read():
+    text = f"It's {'a' * (LONGEST_PIECE - 1)}  牛は草を食べます。\n\n    x = 1"
+    learned = _pieces([SCRIPT_RUNS, LONG_RUNS]).pre_tokenize_str(text)
+    assert learned == _pieces([SCRIPT_RUNS]).pre_tokenize_str(text)
+
+
+def test_time_to_learn_grows_with_the_text_not_with_its_square():
+    def seconds(characters):
+        text = "".join(chr(0x4E00 + (number * number) % 2999) for number in range(characters))
+        start = time.process_time()
+        train_tokenizer([text], 2000)
+        return time.process_time() - start
+
+    assert seconds(32_000) < 8 * max(seconds(8_000), 0.02)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -28,7 +27,6 @@ from .files import sha256, write_text
 VERSIONED = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "tokenizers")
 RESULT, RECIPE = "result.json", "recipe.yaml"
 # Folder for copies of the data without the skipped rows; it is removed at the end of the run.
-GOOD_ROWS = ".good_rows"
 
 
 @dataclass
@@ -169,7 +167,6 @@ class Stage:
             "data": self.notes,
             "config": self.config,
         }
-        shutil.rmtree(self.output_dir / GOOD_ROWS, ignore_errors=True)
         write_text(self.output_dir / RESULT, json.dumps(result, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
 
     def was_finished(self) -> bool:

@@ -18,15 +18,23 @@ def prompt_text(prompt: Prompt) -> str:
 def first_user_text(row: dict[str, Any]) -> str:
     """Return the split key of a row: its text or first user turn. Rows with the same key stay in the same split."""
     prompt = row.get("text") or row.get("prompt") or row.get("messages") or row.get("chosen")
-    if isinstance(prompt, str):
-        return to_turns(prompt)[0]["content"]
-    return prompt[0]["content"]
+    turns = to_turns(prompt) if isinstance(prompt, str) else prompt
+    return next((turn for turn in turns if turn["role"] == "user"), turns[0])["content"]
+
+
+SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant): ?")
+
+
+def is_dialogue(text: Any) -> bool:
+    """Return whether text is a dialogue in Anthropic's form: it begins with `Human:`, and `Assistant:` follows."""
+    return isinstance(text, str) and re.match(r"\s*Human:", text) is not None and "\n\nAssistant:" in text
 
 
 def to_turns(prompt: str) -> list[dict[str, str]]:
     """Convert a text prompt to chat turns: a dialogue in Anthropic's `Human:`/`Assistant:` form, or one user turn."""
-    parts = re.split(r"\n\n(Human|Assistant): ?", prompt)
-    if len(parts) < 3 or parts[0].strip():
+    parts = SPEAKER.split(prompt)
+    marked = prompt.startswith("\n\n") or is_dialogue(prompt)
+    if len(parts) < 3 or parts[0].strip() or not marked:
         return [{"role": "user", "content": prompt.strip()}]
     roles = {"Human": "user", "Assistant": "assistant"}
     turns = [{"role": roles[who], "content": text.strip()} for who, text in zip(parts[1::2], parts[2::2], strict=True)]

@@ -6,12 +6,12 @@ A recipe names its data as TRL does (`datasets:` with `path`, `name`, `data_file
 """
 
 import glob
-import hashlib
 import heapq
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,24 +20,19 @@ from trl import DatasetMixtureConfig
 from trl.scripts.utils import DatasetConfig
 
 from ..core.errors import UserError
-from ..core.stage import GOOD_ROWS, Stage, is_main_process
-from .chat import as_chat, first_user_text, split_by_prompt
+from ..core.stage import Stage
+from .chat import first_user_text, split_by_prompt
+from .features import ColumnTypes
+from .forms import one_form
 from .jsonl import is_jsonl
-from .row_checks import (
-    SHOWN_PROBLEMS,
-    Findings,
-    Problem,
-    RowChecker,
-    RowHashes,
-    describe_columns,
-    leaked,
-    repeated,
-    scan_file,
-)
+from .row_checks import SHOWN_PROBLEMS, Findings, Problem, RowChecker, describe_columns, leaked, repeated
+from .scanning import Scan, good_rows
+from .template_checks import template_problem
 
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +96,10 @@ def _local_source(files: Sequence[str]) -> DatasetConfig:
 
 
 def load_data(
-    args: DataArguments, stage: Stage, columns: Sequence[Sequence[str]]
+    args: DataArguments,
+    stage: Stage,
+    columns: Sequence[Sequence[str]],
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> "tuple[Dataset | IterableDataset, Dataset | None]":
     """Load the training rows and, if the recipe asks for them, the held-out rows.
 
@@ -109,47 +107,59 @@ def load_data(
         args: the stage's data arguments.
         stage: records each local file's sha256.
         columns: accepted sets of columns; every source must have at least one of the sets.
+        tokenizer: for a stage that renders turns: every row is rendered once, so that a chat template that refuses
+            one is known before anything runs.
 
     Raises:
         UserError: naming the file (and line) or source, if it is missing, empty, malformed or lacks columns.
     """
     if not args.datasets:
         raise UserError("datasets: missing; name data in the recipe or give --data_files FILE")
-    check_files(args, stage, columns)
-    skip, held_out = args.skip_bad_rows, None
-    train = _load_mixture(args, stage, columns, skip)
+    train_scan, eval_scan = check_files(args, stage, columns, tokenizer)
+    held_out = None
+    train = _load_mixture(args, args.streaming, stage, train_scan, args.skip_bad_rows)
     if args.eval_datasets:
-        held_out = _load_mixture(DatasetMixtureConfig(datasets=args.eval_datasets), stage, columns, skip)
+        sources = DatasetMixtureConfig(datasets=args.eval_datasets)
+        held_out = _load_mixture(sources, False, stage, eval_scan, args.skip_bad_rows)
     elif args.held_out_share:
         train, held_out = _hold_out(train, args.held_out_share)
-    if args.as_chat:
-        train, held_out = (part and part.map(as_chat) for part in (train, held_out))
     return train, held_out
 
 
-def check_files(args: DataArguments, stage: Stage, columns: Sequence[Sequence[str]]) -> None:
-    """Check every local JSONL file row by row, in constant memory, and record every local file in the lineage.
+def check_files(
+    args: DataArguments,
+    stage: Stage,
+    columns: Sequence[Sequence[str]],
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+) -> tuple[Scan, Scan]:
+    """Check every local file row by row, and record it in the lineage.
 
-    With `skip_bad_rows` the sources of `args` are replaced by copies without the bad rows, in `output_dir`.
+    Returns:
+        What is known of the training rows and of the evaluation rows; with `skip_bad_rows` their bad rows.
 
     Raises:
         UserError: the first problem as `file:line: column: problem`, and the number of problems of each kind; the
             first 20 problems are logged.
     """
-    findings, parts = Findings(), {}
-    for name, sources in (("train", args.datasets), ("eval", args.eval_datasets)):
-        parts[name] = hashes = RowHashes()
-        for file in _check_local_files(sources, stage, columns):
-            if not scan_file(file, columns, findings, hashes) and not findings.shown:
-                raise UserError(f"{file}: empty; expected one JSON object a line with {describe_columns(columns)}")
-    left_out: dict[str, set[int]] = {"train": set(), "eval": set()}
-    for name, hashes in parts.items():
-        refused = hashes.answered and not args.allow_repeats
-        found = repeated(hashes) if refused else ()
-        found = chain(found, leaked(hashes, parts["eval"]) if name == "train" else ())
-        _note(hashes, found, findings, left_out[name] if args.skip_bad_rows else None)
-        stage.notes[f"{name}_rows_read"] = hashes.rows
-        if not refused and (count := sum(1 for _ in hashes.repeats())):
+    findings = Findings()
+    refused = None if tokenizer is None else partial(template_problem, tokenizer=tokenizer)
+    scans = {name: Scan(columns, findings, args.as_chat, refused) for name in ("train", "eval")}
+    for scan, sources in zip(scans.values(), (args.datasets, args.eval_datasets), strict=True):
+        for file in _record_files(sources, stage, columns):
+            if scan.add_file(file):
+                continue
+            if args.skip_bad_rows and scan.bad[file]:
+                raise UserError(f"{file}: no good row in it ({findings.shown[-1]})")
+            if not findings.shown:
+                unit = "one JSON object a line with " if is_jsonl(file) else ""
+                raise UserError(f"{file}: empty; expected {unit}{describe_columns(columns)}")
+    for name, scan in scans.items():
+        refuse_repeats = scan.hashes.answered and not args.allow_repeats
+        found = repeated(scan.hashes) if refuse_repeats else ()
+        found = chain(found, leaked(scan.hashes, scans["eval"].hashes) if name == "train" else ())
+        _note(scan, found, args.skip_bad_rows)
+        stage.notes[f"{name}_rows_read"] = scan.hashes.rows
+        if not refuse_repeats and (count := sum(1 for _ in scan.hashes.repeats())):
             stage.notes[f"{name}_rows_repeated"] = count
     if not args.skip_bad_rows:
         findings.refuse()
@@ -157,83 +167,46 @@ def check_files(args: DataArguments, stage: Stage, columns: Sequence[Sequence[st
         stage.notes["rows_skipped"] = dict(findings.kinds)
         for line in findings.shown:
             logger.warning("skipped: %s", line)
-        for name, sources in (("train", args.datasets), ("eval", args.eval_datasets)):
-            _copy_good_rows(sources, stage, columns, parts[name], left_out[name])
+    return scans["train"], scans["eval"]
 
 
-def _check_local_files(sources: Sequence[DatasetConfig], stage: Stage, columns: Sequence[Sequence[str]]) -> list[str]:
-    """Return the local JSONL files of `sources`, and record all local files in the lineage.
+def _record_files(sources: Sequence[DatasetConfig], stage: Stage, columns: Sequence[Sequence[str]]) -> list[str]:
+    """Return the local files of `sources`, and record them in the lineage.
 
     Raises:
         UserError: if a local file is missing or empty.
     """
-    jsonl = []
-    for source in sources:
-        for file in local_files(source):
-            if Path(stage.add_input(file)).is_dir():
-                raise UserError(f"{file}: is a folder; name its files, as in {file}/*.jsonl")
-            if Path(file).stat().st_size == 0:
-                raise UserError(f"{file}: empty; expected {describe_columns(columns)}")
-            if is_jsonl(file):
-                jsonl.append(file)
-    return list(dict.fromkeys(jsonl))
+    files = dict.fromkeys(file for source in sources for file in local_files(source))
+    for file in files:
+        if Path(stage.add_input(file)).is_dir():
+            raise UserError(f"{file}: is a folder; name its files, as in {file}/*.jsonl")
+        if Path(file).stat().st_size == 0:
+            raise UserError(f"{file}: empty; expected {describe_columns(columns)}")
+    return list(files)
 
 
-def _note(
-    hashes: RowHashes, found: Iterable[tuple[int, Problem]], findings: Findings, left_out: set[int] | None
-) -> None:
+def _note(scan: Scan, found: Iterable[tuple[int, Problem]], skip: bool) -> None:
     """Add problems that are found by comparing rows, in the order of their places.
 
     Args:
-        left_out: collects the places of all problems; None: only the first problems are kept, to save memory.
+        skip: add their rows to the bad rows; else only the first problems are kept, to save memory.
     """
     kinds: Counter = Counter()
+    hashes, findings = scan.hashes, scan.findings
 
     def counted() -> Iterator[tuple[int, Problem]]:
         for place, problem in found:
-            if left_out is None or place not in left_out:
+            file, number = hashes.file_and_number(place)
+            if number not in scan.bad.get(file, ()):
                 kinds[problem.kind] += 1
                 yield place, problem
-            if left_out is not None:
-                left_out.add(place)
+            if skip:
+                scan.bad[file].add(number)
 
     first = heapq.nsmallest(SHOWN_PROBLEMS, counted())
     findings.kinds += kinds
     findings.shown += [problem.at(hashes.place(place)) for place, problem in first]
     del findings.shown[SHOWN_PROBLEMS:]
-
-
-def _copy_good_rows(
-    sources: Sequence[DatasetConfig],
-    stage: Stage,
-    columns: Sequence[Sequence[str]],
-    hashes: RowHashes,
-    left_out: set[int],
-) -> None:
-    """Copy the JSONL files of `sources` without the bad rows, and make `sources` name the copies."""
-    from accelerate import PartialState
-
-    folder = stage.output_dir / GOOD_ROWS
-    for source in sources:
-        files = local_files(source)
-        for index, file in enumerate(files):
-            if not is_jsonl(file):
-                continue
-            number = hashes.files.index(file)
-            lines = {
-                place & ((1 << hashes.LINE_BITS) - 1) for place in left_out if place >> hashes.LINE_BITS == number
-            }
-            copy = folder / f"{hashlib.sha256(file.encode()).hexdigest()[:12]}-{Path(file).name.removesuffix('.gz')}"
-            with PartialState().main_process_first():
-                if is_main_process():
-                    folder.mkdir(parents=True, exist_ok=True)
-                    with copy.open("wb") as stream:
-                        scan_file(file, columns, Findings(), keep=stream, left_out=lines)
-            if copy.stat().st_size == 0:
-                raise UserError(f"{file}: no good row in it")
-            files[index] = str(copy)
-        if files:
-            source.data_files = files
 
 
 def _hold_out(dataset: "Dataset | IterableDataset", share: float) -> "tuple[Dataset | IterableDataset, Dataset]":
@@ -256,58 +229,101 @@ def _hold_out(dataset: "Dataset | IterableDataset", share: float) -> "tuple[Data
 
 
 def _load_mixture(
-    mixture: DatasetMixtureConfig, stage: Stage, columns: Sequence[Sequence[str]], skip_bad_rows: bool
+    mixture: DatasetMixtureConfig, streaming: bool, stage: Stage, scan: Scan, skip_bad_rows: bool
 ) -> Any:
-    from datasets import interleave_datasets, load_dataset
+    """Return the rows of all sources: local files as they were checked, others as `datasets` loads them."""
+    from datasets import concatenate_datasets, interleave_datasets
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-    from trl import get_dataset
 
-    names = ", ".join(f"{source.path} {source.data_files or source.name or ''}".strip() for source in mixture.datasets)
+    names = ", ".join(map(_name, mixture.datasets))
+    fractions = [source.fraction for source in mixture.datasets]
+    if None in fractions and set(fractions) != {None}:
+        raise UserError(f"{names}: fraction: give it for all datasets or for none")
     try:
-        if mixture.streaming and any(source.fraction is not None for source in mixture.datasets):
-            # trl.get_dataset applies fractions to map-style sources only; for streams they are sampling probabilities.
-            streams = [
-                load_dataset(
-                    source.path, source.name, data_files=source.data_files, split=source.split, streaming=True
-                )
-                for source in mixture.datasets
-            ]
-            odds = [source.fraction or 0.0 for source in mixture.datasets]
-            return interleave_datasets(
-                streams, [weight / sum(odds) for weight in odds], seed=stage.seed, stopping_strategy="all_exhausted"
-            )
-        dataset = get_dataset(mixture)["train"]
+        parts = [_load_source(source, streaming, stage, scan, skip_bad_rows) for source in mixture.datasets]
+        if None in fractions:
+            return concatenate_datasets(parts)
+        shares = [fraction / sum(fractions) for fraction in fractions]
+        if streaming:  # From streams, shares are odds.
+            return interleave_datasets(parts, shares, seed=stage.seed, stopping_strategy="all_exhausted")
+        # The largest mixture that repeats no row.
+        total = min(len(part) / share for part, share in zip(parts, shares, strict=True))
+        return concatenate_datasets(
+            [part.select(range(round(share * total))) for part, share in zip(parts, shares, strict=True)]
+        )
     except (DatasetGenerationError, DatasetNotFoundError, OSError, ValueError, ArithmeticError) as error:
         cause = error.__cause__ or error
         raise UserError(f"{names}: cannot be loaded: {' '.join(str(cause).split())[:300]}") from error
-    if not mixture.streaming:
-        if len(dataset) == 0:
-            raise UserError(f"{names}: no rows")
-        if not any(set(wanted) <= set(dataset.column_names) for wanted in columns):
-            raise UserError(f"{names}: columns {dataset.column_names}, expected {describe_columns(columns)}")
-        if any(not local_files(source) or not all(map(is_jsonl, local_files(source))) for source in mixture.datasets):
-            wanted = next(wanted for wanted in columns if set(wanted) <= set(dataset.column_names))
-            dataset = _check_loaded(dataset, wanted, names, stage, skip_bad_rows)
-    return dataset
 
 
-def _check_loaded(
-    dataset: "Dataset", wanted: Sequence[str], names: str, stage: Stage, skip_bad_rows: bool
-) -> "Dataset":
-    """Check rows that do not come from JSONL files; problems name the number of the row instead of a line.
+def _name(source: DatasetConfig) -> str:
+    return f"{source.path} {source.data_files or source.name or ''}".strip()
+
+
+def _load_source(source: DatasetConfig, streaming: bool, stage: Stage, scan: Scan, skip_bad_rows: bool) -> Any:
+    from datasets import load_dataset
+
+    if local_files(source):
+        dataset = _load_files(source, streaming, stage, scan)
+    else:
+        dataset = load_dataset(
+            source.path,
+            source.name,
+            data_dir=source.data_dir,
+            data_files=source.data_files,
+            split=source.split,
+            streaming=streaming,
+        )
+        if streaming:
+            dataset = dataset.map(partial(one_form, as_chat=scan.as_chat))
+        else:
+            dataset = _check_loaded(dataset, _name(source), stage, scan, skip_bad_rows)
+    return dataset if source.columns is None else dataset.select_columns(source.columns)
+
+
+def _load_files(source: DatasetConfig, streaming: bool, stage: Stage, scan: Scan) -> Any:
+    """Return the good rows of local files, with the types that the check found for all files together."""
+    from datasets import Dataset, IterableDataset, ReadInstruction
+
+    features = scan.types.features()
+    parts = [(file, stage.inputs[str(Path(file))], tuple(sorted(scan.bad[file]))) for file in local_files(source)]
+    # As tuples: `datasets` shards a stream by the lists among these, and only the files are to be sharded.
+    given = {"parts": parts, "names": tuple(features), "mixed": scan.types.mixed(), "as_chat": scan.as_chat}
+    if streaming:
+        return IterableDataset.from_generator(good_rows, features=features, gen_kwargs=given)
+    dataset = Dataset.from_generator(good_rows, features=features, gen_kwargs=given)
+    if not len(dataset):
+        raise UserError(f"{_name(source)}: no good row in it")
+    split, _, is_part = source.split.partition("[")
+    if not is_part:
+        return dataset
+    (part,) = ReadInstruction.from_spec(source.split).to_absolute({split: len(dataset)})
+    return dataset.select(range(part.from_, part.to))
+
+
+def _check_loaded(dataset: "Dataset", name: str, stage: Stage, scan: Scan, skip_bad_rows: bool) -> "Dataset":
+    """Check rows that do not come from local files; problems name the number of the row instead of a line.
 
     Returns:
-        The dataset, without the bad rows if `skip_bad_rows` is set.
+        The dataset in its one form, without the bad rows if `skip_bad_rows` is set.
 
     Raises:
-        UserError: if a row has a problem, or with `skip_bad_rows` if no good row is left.
+        UserError: if there is no row or a row has a problem, or with `skip_bad_rows` if no good row is left.
     """
-    checker, findings, good = RowChecker([wanted]), Findings(), []
-    for index, row in enumerate(dataset.select_columns(list(wanted))):
-        if (problem := checker.problem(row)) is None:
+    if not len(dataset):
+        raise UserError(f"{name}: no rows")
+    from datasets import Features
+
+    checker, findings, good, types = RowChecker(scan.columns), Findings(), [], ColumnTypes()
+    changed = False
+    for index, row in enumerate(dataset):
+        formed = one_form(row, scan.as_chat)
+        if (problem := scan.problem(formed, checker)) is None:
             good.append(index)
+            types.add({column: formed[column] for column in formed if formed[column] is not row.get(column)})
+            changed = changed or formed != row
         else:
-            findings.add(f"{names}: row {index + 1}", problem)
+            findings.add(f"{name}: row {index + 1}", problem)
     if not skip_bad_rows:
         findings.refuse()
     elif findings.shown:
@@ -315,9 +331,12 @@ def _check_loaded(
         for line in findings.shown:
             logger.warning("skipped: %s", line)
         if not good:
-            raise UserError(f"{names}: no good row in it")
-        return dataset.select(good)
-    return dataset
+            raise UserError(f"{name}: no good row in it")
+        dataset = dataset.select(good)
+    if not changed:
+        return dataset
+    features = Features({**dataset.features, **types.features()})
+    return dataset.map(partial(one_form, as_chat=scan.as_chat), features=features)
 
 
 def local_files(source: DatasetConfig) -> list[str]:
@@ -325,13 +344,9 @@ def local_files(source: DatasetConfig) -> list[str]:
     if source.path not in {*BUILDERS.values()} or source.data_files is None:
         return []
     files = source.data_files
-    files = (
-        [files]
-        if isinstance(files, str)
-        else [file for group in files.values() for file in group]
-        if isinstance(files, dict)
-        else files
-    )
+    if isinstance(files, dict):
+        files = files.get(source.split.partition("[")[0], [])
+    files = [files] if isinstance(files, str) else files
     return [
         match for file in files if "://" not in file for match in sorted(glob.glob(file, recursive=True)) or [file]
     ]

@@ -14,7 +14,8 @@ import unicodedata
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -34,6 +35,7 @@ WRITTEN_BY_PEOPLE = ("text", "messages", "prompt", "completion")
 # Rows with these columns are trained on directly, so a repeated row is a mistake. (The same prompt may be sampled from
 # twice, and several people may judge the same pair, so repeats of those rows are only counted.)
 ANSWERED = ("text", "messages", "completion")
+NUMBERED_ROWS = (".json", ".parquet")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -190,7 +192,7 @@ def _wrong_order(
     name: str, turns: Sequence[Mapping[str, Any]], last: str, before: Sequence[Mapping[str, Any]] = ()
 ) -> Problem | None:
     roles = [turn["role"] for turn in (*before, *turns)]
-    if any(role == "tool" for role in roles) or any("tool_calls" in turn for turn in turns):
+    if any(role == "tool" for role in roles) or any(turn.get("tool_calls") for turn in turns):
         return None
     first = len(before) + 1
     if roles[0] in ("system", "developer"):
@@ -208,6 +210,16 @@ def _wrong_order(
 
 
 # ---- Files ----
+
+
+def kind_of(file: str | Path) -> str:
+    """Return the suffix of a file, without .gz."""
+    return Path(str(file).removesuffix(".gz")).suffix
+
+
+def place_of(file: str | Path, number: int) -> str:
+    """Return the place of a row: `file:line`, or `file: row N` in files without lines."""
+    return f"{file}: row {number}" if kind_of(file) in NUMBERED_ROWS else f"{file}:{number}"
 
 
 def open_lines(path: str | Path) -> IO[bytes]:
@@ -246,8 +258,6 @@ def scan_file(
     columns: Sequence[Sequence[str]],
     findings: Findings,
     hashes: "RowHashes | None" = None,
-    keep: IO[bytes] | None = None,
-    left_out: Collection[int] = (),
     half_characters: bool = False,
 ) -> int:
     """Check each row of a JSONL file (or .jsonl.gz) in constant memory, and return the number of good rows.
@@ -256,7 +266,6 @@ def scan_file(
         columns: as in [`RowChecker`].
         findings: collects the problems.
         hashes: collects the hashes of the good rows.
-        keep: file to which the lines of the good rows are written, except the line numbers in `left_out`.
         half_characters: accept half surrogate pairs and NUL, which only a JSON escape can write.
 
     Raises:
@@ -264,7 +273,7 @@ def scan_file(
     """
     checker, good = RowChecker(columns), 0
     place = hashes.add_file(path) if hashes is not None else 0
-    try:
+    with readable(path):
         for number, row, line, problem in read_rows(path):
             problem = problem or checker.problem(row, escapes=b"\\u" in line and not half_characters)
             if problem is not None:
@@ -273,11 +282,16 @@ def scan_file(
             good += 1
             if hashes is not None:
                 hashes.add(row, checker.wanted(row), place + number)
-            if keep is not None and number not in left_out:
-                keep.write(line if line.endswith(b"\n") else line + b"\n")
+    return good
+
+
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Raise [`UserError`] if a file cannot be read to its end."""
+    try:
+        yield
     except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    return good
 
 
 def row_hash(row: Mapping[str, Any], names: Sequence[str]) -> int:
@@ -338,9 +352,13 @@ class RowHashes:
         rows = rows.reshape(-1, 2)
         return rows[np.lexsort((rows[:, 1], rows[:, 0]))]
 
+    def file_and_number(self, place: int) -> tuple[str, int]:
+        """Return the file of a place, and the line or row in it."""
+        return self.files[int(place) >> self.LINE_BITS], int(place) & ((1 << self.LINE_BITS) - 1)
+
     def place(self, number: int) -> str:
-        """Return a place as `file:line`."""
-        return f"{self.files[int(number) >> self.LINE_BITS]}:{int(number) & ((1 << self.LINE_BITS) - 1)}"
+        """Return a place as `file:line` (or row)."""
+        return place_of(*self.file_and_number(number))
 
     def repeats(self) -> Iterator[tuple[int, int]]:
         """Yield the place of each row that repeats an earlier row, with the place of the earlier row."""

@@ -24,6 +24,11 @@ CHAT_TEMPLATE = (
 # English; without it BPE would learn whole clauses as single tokens.
 SCRIPT_RUNS = Regex(r"\p{Han}+|\p{Hiragana}+|[\p{Katakana}ー]+")
 
+# The time to learn the merges of a piece grows with the square of its length, and text without spaces (Chinese, one
+# line of base64) is one piece. For learning, runs of LONGEST_PIECE characters are cut out; ordinary words are shorter.
+LONGEST_PIECE = 128
+LONG_RUNS = Regex("|".join(f"{kind}{{{LONGEST_PIECE}}}" for kind in (r"\p{L}", r"\p{N}", r"[^\s\p{L}\p{N}]", r"\s")))
+
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train byte-level BPE (lossless on any Unicode text) with distinct pad, bos, eos and mask tokens.
@@ -40,9 +45,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     if vocab_size < smallest:
         raise UserError(f"vocab_size: {vocab_size} is too small; bytes and special tokens alone need {smallest}")
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(SCRIPT_RUNS, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    core.pre_tokenizer = _pieces([SCRIPT_RUNS, LONG_RUNS])
     core.decoder = decoders.ByteLevel()
     core.train_from_iterator(
         texts,
@@ -53,6 +56,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
             show_progress=False,
         ),
     )
+    core.pre_tokenizer = _pieces([SCRIPT_RUNS])  # To apply the merges, long pieces take no longer than short ones.
     core.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, core.token_to_id(BOS))]
     )
@@ -66,6 +70,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _pieces(runs: Iterable[Regex]) -> pre_tokenizers.Sequence:
+    """Return the cutting of text into pieces, which no token crosses: the runs, then words as GPT-2 cuts them."""
+    cuts = [pre_tokenizers.Split(run, "isolated") for run in runs]
+    return pre_tokenizers.Sequence([*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False)])
 
 
 def texts_of(rows: Iterable[dict]) -> Iterator[str]:
