@@ -8,7 +8,8 @@ import pytest
 from sandan.core.errors import UserError
 from sandan.core.files import sha256
 from sandan.core.stage import Stage
-from sandan.data.chat import as_chat, first_user_text, split_by_prompt, to_turns
+from sandan.data.chat import first_user_text, split_by_prompt, to_turns
+from sandan.data.forms import one_form
 from sandan.data.jsonl import check_jsonl, read_jsonl, write_jsonl
 from sandan.data.loading import DataArguments, load_data
 
@@ -244,8 +245,8 @@ def test_dialogue_text_becomes_turns():
     dialogue = "\n\nHuman: What does the cow eat?\n\nAssistant: Grass.\n\nHuman: And the frog?\n\nAssistant:"
     assert [turn["role"] for turn in to_turns(dialogue)] == ["user", "assistant", "user"]
     assert to_turns(" a question ") == [{"role": "user", "content": "a question"}]
-    row = as_chat({"prompt": dialogue, "completion": " Flies. ", "prompt_id": 1})
-    assert row["completion"] == [{"role": "assistant", "content": "Flies."}] and "prompt_id" not in row
+    row = one_form({"prompt": dialogue, "completion": " Flies. ", "prompt_id": 1}, as_chat=True)
+    assert row["completion"] == [{"role": "assistant", "content": "Flies."}] and row["prompt_id"] == 1
     assert first_user_text({"prompt": dialogue}) == first_user_text(row) == "What does the cow eat?"
 
 

@@ -41,15 +41,6 @@ def to_turns(prompt: str) -> list[dict[str, str]]:
     return turns[:-1] if turns[-1]["role"] == "assistant" and not turns[-1]["content"] else turns
 
 
-def as_chat(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the text columns `prompt`, `completion`, `chosen` and `rejected` of a row as chat turns."""
-    turned = {"prompt": to_turns(row["prompt"])} if isinstance(row.get("prompt"), str) else {}
-    for name in ("completion", "chosen", "rejected"):
-        if isinstance(row.get(name), str):
-            turned[name] = [{"role": "assistant", "content": row[name].strip()}]
-    return turned
-
-
 def split_by_prompt(keys: Sequence[str], held_out_share: float, seed: int) -> list[bool]:
     """Return for each key whether it is held out.
 

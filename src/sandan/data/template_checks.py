@@ -27,7 +27,7 @@ def template_problem(
     """
     for name, turns, is_prompt in _conversations(row, names):
         if tokenizer.chat_template is None:
-            text = "has turns, but the tokenizer has no chat template; use text, or give the tokenizer a chat template"
+            text = "has turns, but the tokenizer has no chat template; use text, or in SFT give --chat_template_path"
             return Problem(name, text, "without a chat template")
         if found := _refusal(row, name, turns, is_prompt, tokenizer):
             return found

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
 from ..core.stage import Stage
-from ..data.chat import as_chat
-from ..data.jsonl import is_jsonl
+from ..data.forms import one_form
 from ..data.loading import DataArguments, check_files, local_files
-from ..data.row_checks import read_rows
+from ..data.reading import rows_of
 from ..models.loading import load_tokenizer, quantization, require_model
 from ..models.memory import OPTIMIZER_BYTES, ModelSize, activation_bytes, readable_bytes
 from ..training.preview import SHOWN_ROWS, Sample, prompt_rows
@@ -74,7 +73,7 @@ class DryRun:
         self.stage.check_owner()
         self._settings()
         missing = self._inputs()
-        rows, total = self._data()
+        rows, total = self._data(missing)
         self._models(missing)
         tokenizer, sample = self._tokenizer(missing), None
         if rows and tokenizer is not None:
@@ -175,7 +174,7 @@ class DryRun:
 
     # ---- Data ----
 
-    def _data(self) -> tuple[list[dict[str, Any]], int | None]:
+    def _data(self, missing: set[str]) -> tuple[list[dict[str, Any]], int | None]:
         """Report the data; return the first training rows, and the number of all rows if it is known."""
         data = self._value(DataArguments)
         if data is None or self.columns is None:
@@ -190,17 +189,17 @@ class DryRun:
         if data.skip_bad_rows:
             self._say("data", "rows with problems are skipped (skip_bad_rows); they are not listed here")
         else:
-            check_files(data, self.stage, self.columns)
-        rows = [row for source in data.datasets for row in self._first_rows(source)]
+            check_files(data, self.stage, self.columns, self._tokenizer(missing))
+        rows = [one_form(row, data.as_chat) for source in data.datasets for row in self._first_rows(source)]
         total = self.stage.notes.get("train_rows_read") or None
         counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in self.stage.notes.items() if count)
         self._say("data", counts or "rows are not counted before they are loaded")
-        return ([row | as_chat(row) for row in rows] if data.as_chat else rows), total
+        return rows, total
 
     def _first_rows(self, source: Any) -> list[dict[str, Any]]:
         files = local_files(source)
-        if files and all(map(is_jsonl, files)):
-            rows = (row for file in files for _, row, _, problem in read_rows(file) if problem is None)
+        if files:
+            rows = (read.row for file in files for read in rows_of(file) if read.problem is None)
             return list(islice(rows, SAMPLED_ROWS))
         from datasets import load_dataset
 
@@ -215,8 +214,6 @@ class DryRun:
             )
             return list(stream.take(SAMPLED_ROWS))
         except Exception as error:
-            if files:
-                raise UserError(f"{name}: cannot be read: {' '.join(str(error).split())[:200]}") from error
             self._say("data", f"{name}: cannot be reached now ({type(error).__name__}): its rows were not looked at")
             return []
 
