@@ -213,7 +213,7 @@ class DryRun:
                 streaming=True,
             )
             return list(stream.take(SAMPLED_ROWS))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (each library below has its own for a network that is not there)
             self._say("data", f"{name}: cannot be reached now ({type(error).__name__}): its rows were not looked at")
             return []
 
