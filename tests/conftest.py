@@ -1,8 +1,6 @@
-"""A tokenizer and a model small enough to build in code, and the way a user runs a script."""
+"""A tokenizer and a model small enough to build in code."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 from helpers import OFFLINE, ROOT, TEXTS
@@ -77,17 +75,3 @@ def model(tiny_config):
 
     torch.manual_seed(0)
     return LlamaForCausalLM(tiny_config).eval()
-
-
-@pytest.fixture(scope="session")
-def run_script():
-    """`run_script("sft", "--help", cwd=...)` runs `python scripts/sft.py --help` as a user does."""
-
-    def run(stage, *args, cwd=ROOT, python=()):
-        command = [sys.executable, *python, str(ROOT / "scripts" / f"{stage}.py"), *map(str, args)]
-        environment = os.environ | OFFLINE
-        return subprocess.run(
-            command, check=False, cwd=cwd, env=environment, capture_output=True, encoding="utf-8", timeout=300
-        )
-
-    return run

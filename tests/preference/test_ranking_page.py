@@ -8,6 +8,7 @@ import urllib.request
 
 import pytest
 from helpers.browser import CHROMIUM, FLAGS, Server, Watch, free_port, needs_browser
+from helpers.scripts import run_script
 
 from sandan.core.errors import UserError
 from sandan.preference.item_queue import Queue, QueueSettings, load_items
@@ -513,7 +514,7 @@ def test_guidelines_are_kept_by_their_hash_and_hold_no_html(tmp_path):
         (["--overlap_share", "2"], "a share lies between 0 and 1"),
     ],
 )
-def test_mistakes_are_one_line(run_script, candidates, tmp_path, arguments, message):
+def test_mistakes_are_one_line(candidates, tmp_path, arguments, message):
     defaults = ["--candidates_file", candidates, "--log_file", tmp_path / "log.jsonl"]
     done = run_script("annotate", *defaults, *arguments)
     assert done.returncode == 2

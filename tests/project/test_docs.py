@@ -16,6 +16,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from helpers import ROOT
 from helpers.checkout import environment, make, make_checkout, targets
+from helpers.scripts import run_script
 
 import sandan.run.cli
 from sandan.core.chain import CHAIN
@@ -274,7 +275,7 @@ def test_own_data_runs_through_every_stage(checkout):
         planned = make(checkout, "-n", *shlex.split(line)[1:]).stdout.splitlines()
         words = shlex.split(next(one for one in reversed(planned) if STARTS_STAGE.match(one)))
         script, arguments = launched(words, checkout)
-        done = run_python(checkout, f"scripts/{script}.py", *arguments, *SMALLER[stage].split())
+        done = run_script(script, *arguments, *SMALLER[stage].split(), root=checkout, cwd=checkout)
         # Two steps teach nothing: the report may say so.
         assert done.returncode == 0 or (stage == "report" and done.returncode == 1), done.stderr[-3000:]
         result = json.loads((checkout / "outputs" / "english-small" / stage / "result.json").read_text())
@@ -290,7 +291,7 @@ def test_own_data_of_the_docstrings_runs(checkout):
     assert commands
     for line in commands:
         script, arguments = launched(shlex.split(line), checkout)
-        done = run_python(checkout, f"scripts/{script}.py", *arguments, *SMALLER[script].split())
+        done = run_script(script, *arguments, *SMALLER[script].split(), root=checkout, cwd=checkout)
         assert done.returncode == 0, done.stderr[-3000:]
         output = arguments[arguments.index("--output_dir") + 1]
         assert (checkout / output / "result.json").is_file()

@@ -3,15 +3,13 @@
 import html.parser
 import json
 import math
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from helpers import ROOT
+from helpers.scripts import run_script
 
 from sandan.core.errors import UserError
 from sandan.core.files import sha256
@@ -121,13 +119,11 @@ def report_of(recipe_dir: Path) -> dict:
     return write_report(recipe_dir, stage)
 
 
-def run_script(recipe_dir: Path, tmp_path: Path) -> subprocess.CompletedProcess:
+def run_report(recipe_dir: Path, tmp_path: Path) -> subprocess.CompletedProcess:
     config = tmp_path / "recipes" / recipe_dir.name / "report.yaml"
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(yaml.safe_dump({"output_dir": str(recipe_dir / "report"), "recipe_dir": str(recipe_dir)}))
-    command = [sys.executable, str(ROOT / "scripts" / "report.py"), "--config", str(config)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    return subprocess.run(command, check=False, capture_output=True, encoding="utf-8", timeout=120, env=environment)
+    return run_script("report", "--config", config)
 
 
 class Page(html.parser.HTMLParser):
@@ -447,7 +443,7 @@ def test_headline_falls_back_to_what_there_is():
 
 def test_script_passes(tmp_path):
     recipe_dir = write_stages(tmp_path / "tiny")
-    done = run_script(recipe_dir, tmp_path)
+    done = run_report(recipe_dir, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "4% → 61% → 95%" in done.stderr and str(recipe_dir / "report" / "report.html") in done.stderr
     result = json.loads((recipe_dir / "report" / "result.json").read_text())
@@ -460,7 +456,7 @@ def test_script_fails_with_one_line_and_still_writes_everything(tmp_path):
     rows = comparison_rows()
     rows[2] |= {"oracle/score_low": 0.1}
     (recipe_dir / "evaluate" / "comparison.json").write_text(json.dumps(rows))
-    done = run_script(recipe_dir, tmp_path)
+    done = run_report(recipe_dir, tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].endswith("report.json: failed checks: PPO above SFT")
     assert "Traceback" not in done.stderr
@@ -470,7 +466,7 @@ def test_script_fails_with_one_line_and_still_writes_everything(tmp_path):
 
 def test_script_names_the_command_that_is_missing(tmp_path):
     recipe_dir = write_stages(tmp_path / "tiny", without=("evaluate",))
-    done = run_script(recipe_dir, tmp_path)
+    done = run_report(recipe_dir, tmp_path)
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert "run `make evaluate RECIPE=tiny` first" in line

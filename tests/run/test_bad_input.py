@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from helpers import ROOT
+from helpers.scripts import run_script
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from sandan.data.jsonl import write_jsonl
@@ -34,7 +35,7 @@ def here(tmp_path, tokenizer, model):
 
 
 @pytest.fixture
-def refusal(run_script, here):
+def refusal(here):
     """The one error line of a script that must fail; files that were there before must be as they were."""
 
     def run(stage, *args):

@@ -3,11 +3,13 @@
 import errno
 import re
 import signal
+import subprocess
 import sys
 
 import pytest
 from helpers import ROOT
 from helpers.arguments import Arguments
+from helpers.scripts import run_script
 
 from sandan.core.chain import ROWS
 from sandan.core.errors import GateError, UserError
@@ -23,8 +25,9 @@ def test_every_stage_of_the_chain_has_a_script():
 
 
 @pytest.mark.parametrize("stage", SCRIPTS)
-def test_help_shows_commands_that_exist_and_imports_nothing_slow(stage, run_script):
-    done = run_script(stage, "--help", python=["-X", "importtime"])
+def test_help_shows_commands_that_exist_and_imports_nothing_slow(stage):
+    command = [sys.executable, "-X", "importtime", ROOT / "scripts" / f"{stage}.py", "--help"]
+    done = subprocess.run(command, check=False, capture_output=True, encoding="utf-8")
     assert done.returncode == 0
     command = rf"(accelerate launch --config_file (\S+) |python )scripts/{stage}\.py"
     assert re.search(command, done.stdout) and "--help_all" in done.stdout or stage in WITHOUT_TRAINER
@@ -34,7 +37,7 @@ def test_help_shows_commands_that_exist_and_imports_nothing_slow(stage, run_scri
     assert not imported & {"torch", "transformers", "datasets", "accelerate", "pandas"}
 
 
-def test_help_all_lists_the_fields_of_the_trainers(run_script):
+def test_help_all_lists_the_fields_of_the_trainers():
     done = run_script("sft", "--help_all")
     assert done.returncode == 0
     assert all(f"--{name}" in done.stdout for name in ("learning_rate", "lora_r", "data_files", "held_out_share"))
@@ -49,7 +52,7 @@ def test_help_all_lists_the_fields_of_the_trainers(run_script):
         (["--output_dir", "", "--recipe_dir", "x"], "output_dir: missing"),
     ],
 )
-def test_mistake_is_one_line_and_exit_code_2(args, wanted, run_script, tmp_path):
+def test_mistake_is_one_line_and_exit_code_2(args, wanted, tmp_path):
     done = run_script("report", *args, cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
     assert re.fullmatch(r"error: .+\n", done.stderr) and wanted in done.stderr

@@ -1,0 +1,17 @@
+"""Import the packages on which the scripts spend their first seconds; for the process that `scripts.py` forks."""
+
+import datasets  # noqa: F401
+import peft  # noqa: F401
+import torch
+import transformers.models.llama.modeling_llama
+import transformers.models.modernbert.modeling_modernbert  # noqa: F401
+import trl.trainer.reward_trainer
+import trl.trainer.sft_trainer  # noqa: F401
+
+import sandan.evaluate.comparison
+import sandan.ppo.trainer
+import sandan.report.build
+import sandan.reward.metrics  # noqa: F401
+
+
+torch.set_num_threads(1)
