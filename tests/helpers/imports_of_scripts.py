@@ -2,7 +2,6 @@
 
 import datasets  # noqa: F401
 import peft  # noqa: F401
-import torch
 import transformers.models.llama.modeling_llama
 import transformers.models.modernbert.modeling_modernbert  # noqa: F401
 import trl.trainer.reward_trainer
@@ -12,6 +11,3 @@ import sandan.evaluate.comparison
 import sandan.ppo.trainer
 import sandan.report.build
 import sandan.reward.metrics  # noqa: F401
-
-
-torch.set_num_threads(1)

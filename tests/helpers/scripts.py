@@ -1,5 +1,7 @@
 """Run scripts as a user does, without the seconds that each needs for its imports.
 
+    python -m helpers.scripts RECIPE ...      # the scripts of these recipes (sft.yaml: sft.py), one after the other
+
 Each script is a process of its own, forked from one that has the imports behind it and no thread yet. What a library
 reads when it is imported (`HF_HOME`, `HF_ENDPOINT`, `OMP_NUM_THREADS`) is therefore the same for all; a script that
 needs another value there is started by `subprocess`.
@@ -14,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from helpers import OFFLINE, ROOT
+from helpers import ROOT
 
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -30,7 +32,7 @@ def run_script(stage, *arguments, root=ROOT, cwd=ROOT, timeout=300, **environmen
     command = [str(root / "scripts" / f"{stage}.py"), *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
         streams = [Path(folder) / "stdout", Path(folder) / "stderr"]
-        script = PROCESSES.Process(target=be_script, args=(command, cwd, os.environ | OFFLINE | environment, streams))
+        script = PROCESSES.Process(target=be_script, args=(command, cwd, os.environ | environment, streams))
         script.start()
         script.join(timeout)
         if script.is_alive():
@@ -54,3 +56,12 @@ def be_script(command: list[str], cwd: Path, environment: dict[str, str], stream
         runpy.run_path(command[0], run_name="__main__")
     finally:
         atexit._run_exitfuncs()
+
+
+if __name__ == "__main__":
+    for recipe in sys.argv[1:]:
+        done = run_script(Path(recipe).stem, "--config", recipe, cwd=Path.cwd())
+        sys.stdout.write(done.stdout)
+        sys.stderr.write(done.stderr)
+        if done.returncode:
+            sys.exit(done.returncode)

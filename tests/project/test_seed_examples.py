@@ -5,11 +5,12 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers import ROOT
+from helpers.scripts import run_script
 
 from sandan.evaluate.comparison import log_probs
 from sandan.models.loading import load_causal_lm, load_masked_lm, load_tokenizer
@@ -40,23 +41,22 @@ def write(path, rows):
     return [str(path)]
 
 
-def run_stage(toys, stage, script=None, processor=None, **settings):
-    """Run one real stage script with a recipe made of `settings`; returns its output folder.
-
-    Args:
-        processor: environment variables that let torch add up numbers as another processor does.
-    """
+def write_recipe(toys, stage, **settings):
+    """Write the recipe of a stage and return its path and the stage's output folder."""
     toys.mkdir(parents=True, exist_ok=True)
-    output = toys / "outputs" / stage
-    recipe = toys / f"{stage}.yaml"
+    output, recipe = toys / "outputs" / stage, toys / f"{stage}.yaml"
     # A toy says the same sentence hundreds of times.
     recipe.write_text(yaml.safe_dump({"output_dir": str(output), "allow_repeats": True, **settings}), encoding="utf-8")
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"} | (processor or {})
-    command = [sys.executable, ROOT / "scripts" / f"{script or stage}.py", "--config", recipe]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=toys)
+    return recipe, str(output)
+
+
+def run_stage(toys, stage, script=None, **settings):
+    """Run one real stage script with a recipe made of `settings`; returns its output folder."""
+    recipe, output = write_recipe(toys, stage, **settings)
+    done = run_script(script or stage, "--config", recipe, cwd=toys)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((output / "result.json").read_text())["stage"] == stage
-    return str(output)
+    assert json.loads(Path(output, "result.json").read_text())["stage"] == stage
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_masked_model_restores_a_hidden_word(toys, tokenizer_path):
         model_config={"model_type": "bert", "max_position_embeddings": 64, **TINY},
         data_files=write(toys / "corpus.jsonl", [{"text": SENTENCE}] * 800),
         block_size_tokens=32,
-        num_train_epochs=40,
+        num_train_epochs=20,
         warmup_steps=0.1,
         **TRAINER,
     )
@@ -136,10 +136,9 @@ def test_rlhf_raises_the_best_answer_and_unlearns_the_insult(toys, base, process
     prompt = [{"role": "user", "content": PROMPT}]
     demonstrations = [{"prompt": PROMPT, "completion": answer} for answer in RANKING]
     toys = toys / f"rlhf-{processor['OMP_NUM_THREADS']}"
-    sft = run_stage(
+    sft_recipe, sft = write_recipe(
         toys,
         "sft",
-        processor=processor,
         model_name_or_path=base,
         data_files=write(toys / "demonstrations.jsonl", demonstrations * 16),
         as_chat=True,
@@ -150,10 +149,9 @@ def test_rlhf_raises_the_best_answer_and_unlearns_the_insult(toys, base, process
     )
     judgement = {"prompt_id": "toy", "prompt": prompt, "candidates": RANKING, "ranks": [1, 2, 3], "annotator": "toy"}
     pairs, _ = preference_pairs([judgement] * 16)
-    reward = run_stage(
+    reward_recipe, reward = write_recipe(
         toys,
         "reward",
-        processor=processor,
         model_name_or_path=sft,
         data_files=write(
             toys / "preferences.jsonl", [{k: v for k, v in pair.items() if k != "margin"} for pair in pairs]
@@ -164,10 +162,9 @@ def test_rlhf_raises_the_best_answer_and_unlearns_the_insult(toys, base, process
         max_length=64,
         **TRAINER,
     )
-    ppo = run_stage(
+    ppo_recipe, ppo = write_recipe(
         toys,
         "ppo",
-        processor=processor,
         model_name_or_path=sft,
         reward_model_path=reward,
         data_files=write(toys / "prompts.jsonl", [{"prompt": prompt}] * 32),
@@ -181,6 +178,10 @@ def test_rlhf_raises_the_best_answer_and_unlearns_the_insult(toys, base, process
         stop_on_collapse=True,
         **(TRAINER | {"learning_rate": 5e-4}),
     )
+
+    command = [sys.executable, "-m", "helpers.scripts", sft_recipe, reward_recipe, ppo_recipe]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | processor, cwd=toys)
+    assert done.returncode == 0, done.stderr[-3000:]
 
     def probabilities(path):
         model, tokenizer = load_causal_lm(path), load_tokenizer(path)
