@@ -95,7 +95,8 @@ def test_prompts_leave_room_for_an_answer():
         check_prompts([1], 64, "max_new_tokens", config, "m")
 
 
-ENCODERS = ("bert", "roberta", "electra", "xlm-roberta", "camembert", "ernie", "rembert", "megatron-bert")
+# In transformers 5.17 rembert and megatron-bert see later tokens as decoders too, and are refused.
+ENCODERS = ("bert", "roberta", "electra", "xlm-roberta", "camembert", "ernie")
 
 
 @pytest.mark.parametrize("kind", ENCODERS)

@@ -214,7 +214,9 @@ def test_two_ranks_make_the_run_of_one(tmp_path):
     train_on_fixed_answers(tmp_path / "one", accumulation=4)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(tmp_path / "two")], check=True, env=environment, capture_output=True, timeout=120)
+    command.append(str(tmp_path / "two"))
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads((tmp_path / name / "logs.json").read_text()) for name in ("one", "two"))
     timed = {name for log in one for name in log if name == "eps" or name.startswith("time/")}
     assert len(one) == len(two) == 3

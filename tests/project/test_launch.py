@@ -162,6 +162,7 @@ def cluster(folder, tmp_path_factory):
         name.removeprefix("--"): yaml.safe_load(value) for name, value in options.items() if name != "--config"
     }
     settings |= {"data_files": [settings["data_files"]], "eval_data_files": [settings["eval_data_files"]]}
+    del settings["num_train_epochs"]  # max_steps ends the run
     (checkout / "recipes" / "toy").mkdir()
     (checkout / "recipes" / "toy" / "pretrain.yaml").write_text(yaml.safe_dump(settings | {"max_steps": 60}))
     commands = checkout / "bin"

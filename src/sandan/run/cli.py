@@ -42,6 +42,9 @@ def run(
     Exit codes: 0 done; 1 a gate was not passed, training diverged or the program failed; 2 a mistake that the user can
     correct; 75 stopped by SIGTERM or SIGINT (the same command resumes the run).
     """
+    # Set before torch is imported. Threads that spin while they wait for one another take the core that another program
+    # needs: with two threads on two busy cores a step took 1,151 ms, with sleeping ones 254 (docs/benchmarks.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Set before any Hugging Face import reads them.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
