@@ -16,7 +16,20 @@ from sandan.models.sampling import sample_completions
 
 pytestmark = pytest.mark.slow
 
-FAST = "--use_cpu true --bf16 false --report_to none --save_strategy no --disable_tqdm true --logging_steps 5".split()
+FAST = [
+    "--use_cpu",
+    "true",
+    "--bf16",
+    "false",
+    "--report_to",
+    "none",
+    "--save_strategy",
+    "no",
+    "--disable_tqdm",
+    "true",
+    "--logging_steps",
+    "5",
+]
 ANSWERS = ("Grass.", "In the pond.", "A small old house.")
 QUESTIONS = [f"What is {name}?" for name in ("it", "a cow", "the rain", "red", "old", "a frog", "the sea")]
 ROWS = [(question, ANSWERS[index % 3]) for index, question in enumerate(QUESTIONS)]
