@@ -226,7 +226,7 @@ def build_models(
     models = Models(policy, rewards, torch.tensor(weights), critic, reference, adapters, _fold_scale(critic))
     for model in models.all():
         disable_dropout(model)
-    _freeze_the_rest(models)
+    freeze_the_rest(models)
     return models
 
 
@@ -236,7 +236,7 @@ def _fold_scale(critic: nn.Module) -> float:
     return 0.0 if isinstance(critic, TrunkHead) or config is None else fold_scale(critic.score, config)
 
 
-def _freeze_the_rest(models: Models) -> None:
+def freeze_the_rest(models: Models) -> None:
     """Freeze rewards and reference, except what policy and critic share with them.
 
     In policy and critic trainable is what the caller left trainable.
