@@ -118,6 +118,8 @@ def test_names_of_trl_0_12_are_taken(config):
     [
         (lambda args: PPOTrainer(args, make_policy(), None, make_tokenizer()), "sandan.legacy"),
         (lambda args: PPOTrainer(args=args, model=make_policy(), dataset=make_dataset()), "^dataset: .*sandan.legacy"),
+        (lambda args: PPOTrainer(object(), make_policy()), "model: expected a causal LM or a path, found object"),
+        (lambda args: PPOTrainer(args=args, model=ValueHeadModel()), "model: a value-head model .*sandan.legacy"),
         (lambda args: PPOTrainer(args=args, config=args), "config: given twice, also as args"),
         (lambda args: PPOTrainer(args=args, model=make_policy(), policy=make_policy()), "policy: given twice"),
         (lambda args: PPOTrainer(make_policy(), share_of_w5, {"lr": 1}), "args: expected a sandan.PPOConfig, found"),
@@ -230,7 +232,9 @@ def test_data_in_every_form_make_the_same_run(script):
     formatted = copy.deepcopy(plain)
     formatted.set_format("torch")
     finals = []
-    for dataset in (plain, formatted, plain.with_format("numpy"), plain.to_list(), Rows()):
+    lazy = Dataset.from_dict({"first": list(range(16))})
+    lazy = lazy.with_transform(lambda rows: {"input_ids": [[3 + first, 4, 5] for first in rows["first"]]})
+    for dataset in (plain, formatted, plain.with_format("numpy"), lazy, plain.to_list(), Rows()):
         trainer = script(train_dataset=dataset, eval_dataset=dataset)
         trainer.train()
         trainer.evaluate(dataset)
@@ -436,6 +440,12 @@ def test_a_frozen_critic_stays_frozen(script):
     assert not any(weight.requires_grad for weight in critic.parameters())
     assert changed(before, critic) == set()
     assert changed(policy, trainer.policy_model)
+
+
+def test_a_policy_that_cannot_learn_is_warned_about(script, caplog):
+    with caplog.at_level(logging.WARNING, logger="sandan"):
+        script(model=make_policy().requires_grad_(False)).train()
+    assert "none of its weights is trainable" in caplog.text
 
 
 def test_a_partly_frozen_critic_trains_its_head(script):

@@ -232,8 +232,8 @@ def build_models(
 
 def _fold_scale(critic: nn.Module) -> float:
     """Return the number to subtract from the critic's values: it must be on the reward model's scale too."""
-    config = getattr(critic, "config", None)
-    return 0.0 if isinstance(critic, TrunkHead) or config is None else fold_scale(critic.score, config)
+    head, config = getattr(critic, "score", None), getattr(critic, "config", None)
+    return 0.0 if isinstance(critic, TrunkHead) or None in (head, config) else fold_scale(head, config)
 
 
 def freeze_the_rest(models: Models) -> None:
@@ -241,6 +241,10 @@ def freeze_the_rest(models: Models) -> None:
 
     In policy and critic trainable is what the caller left trainable.
     """
+    if not any(weight.requires_grad for weight in models.policy.parameters()):
+        logger.warning(
+            "model: none of its weights is trainable (adapters need is_trainable=True), so only the critic learns"
+        )
     trained = {id(weight) for model in (models.policy, models.value_model) for weight in model.parameters()}
     for model in (models.ref_model, *models.reward_models()):
         for weight in model.parameters() if model is not None else ():

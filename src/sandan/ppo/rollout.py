@@ -140,7 +140,7 @@ def as_dataset(given: Any, name: str) -> Dataset:
         TypeError: if it is something else, a stream for example.
         ValueError: if a row is no dict.
     """
-    if isinstance(given, Dataset):
+    if isinstance(given, Dataset) and given.format["type"] != "custom":  # a transform makes its columns row by row
         return given.with_format(None)
     wanted = "expected a datasets.Dataset (not streamed) or a list of dicts"
     if isinstance(given, (IterableDataset, torch.utils.data.IterableDataset)):

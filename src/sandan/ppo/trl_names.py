@@ -5,6 +5,7 @@ Both rules are applied to the keywords of a call, before anything else reads the
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -105,6 +106,11 @@ def named_arguments(positional: Sequence[Any], keywords: dict[str, Any], own_ord
         if found.get(today) is not None and value is not None:
             raise TypeError(f"{name}: given twice" + (f", also as {today}" if today != name else ""))
         found[today] = value if found.get(today) is None else found[today]
+    model = found.get("model")
+    if "model" in found and not isinstance(model, (str, Path, nn.Module)):
+        raise TypeError(f"model: expected a causal LM or a path, found {type(model).__name__}")
+    if hasattr(model, "v_head"):
+        raise TypeError("model: a value-head model is a policy in sandan.legacy; here give the causal LM inside it")
     args = found.get("args")
     if args is not None and not hasattr(args, "num_ppo_epochs"):
         raise TypeError(f"args: expected a sandan.PPOConfig, found {type(args).__module__}.{type(args).__name__}")
