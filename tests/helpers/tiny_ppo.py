@@ -48,7 +48,7 @@ def make_policy(**kwargs):
 
 def make_classifier(seed=1, **kwargs):
     torch.manual_seed(seed)
-    return LlamaForSequenceClassification(LlamaConfig(num_labels=1, **SIZES | kwargs))
+    return LlamaForSequenceClassification(LlamaConfig(**{"num_labels": 1} | SIZES | kwargs))
 
 
 def make_dataset(rows=64):

@@ -102,6 +102,15 @@ def test_a_ppo_run_that_logged_nothing_is_finished(run_here):
     AutoModelForCausalLM.from_pretrained("out")
 
 
+def test_ppo_takes_a_tokenizer_with_an_added_pad_token(run_here, tokenizer, model):
+    added = copy.deepcopy(tokenizer)
+    added.add_special_tokens({"pad_token": "<added>"})
+    assert added.pad_token_id >= model.config.vocab_size
+    added.save_pretrained("m")
+    run_here("ppo", *PPO, "--held_out_share", "0.3")
+    assert AutoModelForCausalLM.from_pretrained("out").config.pad_token_id < model.config.vocab_size
+
+
 def test_sft_streams_its_rows(run_here):
     run_here("sft", *SFT, "--streaming", "true")
     assert json.loads(Path("out/result.json").read_text())["metrics"]["train_steps"] == 1

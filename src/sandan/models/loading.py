@@ -92,8 +92,13 @@ def check_reading(tokenizer: "PreTrainedTokenizerBase", path: str, config: "Pret
 
 
 def check_same_tokens(tokenizer: "PreTrainedTokenizerBase", path: str, key: str) -> None:
-    """Raise [`UserError`] if the tokenizer saved at `path` and `tokenizer` give different ids to tokens."""
-    if load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
+    """Raise [`UserError`] if the tokenizer saved at `path` and `tokenizer` give different ids to tokens.
+
+    A pad token that only one of them has is no fault: no model reads it ([`sandan.models.tokens`]).
+    """
+    saved = load_tokenizer(path)
+    different = saved.get_vocab().items() ^ tokenizer.get_vocab().items()
+    if {text for text, _ in different} - ({saved.pad_token} ^ {tokenizer.pad_token}):
         raise UserError(
             f"{path}: {key}: vocabulary mismatch: its tokenizer numbers tokens otherwise than the SFT model's; "
             "run its stage again with this tokenizer"

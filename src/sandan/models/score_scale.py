@@ -43,8 +43,8 @@ class ScoreScale:
         return cls(mean, deviation)
 
     @classmethod
-    def of(cls, config: PretrainedConfig) -> "ScoreScale":
-        """Return the scale that is stored in a model's configuration."""
+    def of(cls, config: PretrainedConfig | None) -> "ScoreScale":
+        """Return the scale that is stored in a model's configuration, if it has one."""
         return cls(getattr(config, "score_mean", 0.0), getattr(config, "score_deviation", 1.0))
 
     def store(self, config: PretrainedConfig) -> None:
@@ -65,6 +65,8 @@ def fold_scale(head: nn.Linear, config: PretrainedConfig) -> float:
         The scaled mean, which the caller must subtract from the critic's values: a head without a bias cannot do it.
     """
     scale = ScoreScale.of(config)
+    if scale == ScoreScale():
+        return 0.0
     with torch.no_grad():
         head.weight.div_(scale.deviation)
         if head.bias is not None:

@@ -83,7 +83,7 @@ def score_rows(
     for index, row in enumerate(rows):
         places.setdefault(tuple(row), []).append(index)
     scores = [0.0] * len(rows)
-    scale = ScoreScale.of(model.config)
+    scale = ScoreScale.of(getattr(model, "config", None))
     model.eval()
     score_last_tokens(model)
     for batch in batched(sorted(places, key=len), batch_size):

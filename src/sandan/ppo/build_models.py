@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +21,18 @@ from ..models.layer_compilation import compile_layers
 from ..models.score_scale import fold_scale
 from .config import PPOConfig
 from .ema import EMA_FOLDER, PolicyAverage
+from .parts import check_critic
 from .policy_and_value import (
+    PolicyAndValue,
     disable_dropout,
     given_or_loaded,
-    has_score_head,
     load_weights,
+    save_critic,
     save_policy,
+    starts_a_critic,
     value_model_from_policy,
 )
+from .precision import warn_of_stuck_weights
 from .rewards import ModelReward, Reward, RewardFunction, make_rewards
 from .sharding import complete, exact_outputs, fsdp_plugin, shard_frozen, uses_deepspeed
 from .shared_backbone import AdapterHead, Adapters, TrunkHead, critic_adapter
@@ -71,6 +75,11 @@ class Models:
         models = (self.policy, self.value_model, self.ref_model, *self.reward_models())
         return [model for model in models if model is not None]
 
+    def trained(self, args: PPOConfig) -> PolicyAndValue:
+        """Return policy and critic as one module."""
+        temperature, entropy = args.logits_temperature, args.entropy_coef > 0
+        return PolicyAndValue(self.policy, self.value_model, temperature, entropy, self.adapters)
+
     def reward_models(self) -> list[PreTrainedModel | AdapterHead]:
         """Return the rewards that are models."""
         return [reward.model for reward in self.rewards if isinstance(reward, ModelReward)]
@@ -80,11 +89,20 @@ class Models:
         first = self.rewards[0]
         return first.model if isinstance(first, ModelReward) else first.function
 
-    def make_ready(self, accelerator: Accelerator, args: PPOConfig) -> None:
-        """Place the frozen models, compile the layers of all models, and start the average of the policy's weights."""
+    def make_ready(self, accelerator: Accelerator, args: PPOConfig, columns: Sequence[str] | None) -> None:
+        """Place the frozen models, try the rewards, compile the layers of all models, start the policy's average.
+
+        Args:
+            columns: of the training data, if there is any.
+        """
         if (fsdp := fsdp_plugin(accelerator)) is not None:
             exact_outputs(fsdp)
         self._place_frozen_models(accelerator)
+        for reward in self.rewards:
+            reward.check(columns)
+        rates = {"model": args.learning_rate, "value_model": args.critic_learning_rate or args.learning_rate}
+        for (name, rate), trained in zip(rates.items(), (self.policy, self.value_model), strict=True):
+            warn_of_stuck_weights(name, trained.parameters(), rate)
         if args.torch_compile:
             self._compile(accelerator)
         if args.policy_ema_decay is not None:
@@ -154,7 +172,7 @@ class Models:
             }
 
         save_policy(policy, folder, part("policy."))
-        value_model.save_pretrained(folder / VALUE_MODEL_FOLDER, state_dict=part("value_model."))
+        save_critic(value_model, folder / VALUE_MODEL_FOLDER, part("value_model."))
         tokenizer.save_pretrained(folder)
         if self.average is not None:
             self.average.save(folder)
@@ -170,26 +188,31 @@ class Models:
 
 def build_models(
     policy: nn.Module,
-    reward_funcs: Any,
-    reward_processing_classes: Any,
-    tokenizer: "PreTrainedTokenizerBase",
+    rewards_given: tuple[Any, Any, "PreTrainedTokenizerBase"],
     value_model: Any,
     ref_model: Any,
     peft_config: PeftConfig | None,
     args: PPOConfig,
 ) -> Models:
-    """Return the models of a run. The arguments are those of [`PPOTrainer`]; `policy` is a loaded model.
+    """Return the models of a run.
+
+    Args:
+        policy: a loaded model.
+        rewards_given: rewards, their tokenizers and the policy's.
+        value_model, ref_model, peft_config, args: as in [`PPOTrainer`].
 
     Raises:
         ValueError: if arguments exclude each other.
     """
     if ref_model is policy:
         raise ValueError("ref_model is the policy itself, which is trained; give a copy, or leave it out for one")
-    rewards_given, adapters = (reward_funcs, reward_processing_classes, tokenizer), None
+    if rewards_given[0] is None:
+        raise ValueError("give reward_funcs (its name in TRL: reward_model)")
+    adapters = None
     if args.critic_backbone == "own":
         # A critic with its own backbone must be made before adapters are added to the policy.
         rewards = make_rewards(*rewards_given)
-        critic = _own_critic(value_model, rewards, policy)
+        critic = _own_critic(value_model, rewards, policy, args)
         policy = _with_adapters(policy, peft_config, args)
     else:
         if value_model is not None:
@@ -199,31 +222,56 @@ def build_models(
     weights = args.reward_weights or [1.0] * len(rewards)
     if len(weights) != len(rewards):
         raise ValueError(f"reward_weights: {len(weights)} for {len(rewards)} reward functions")
-    # Scores are on the reward model's scale, so a critic that starts as a copy of that model must be on it too.
-    critic_mean = 0.0 if isinstance(critic, TrunkHead) else fold_scale(critic.score, critic.config)
     reference = _reference(ref_model, policy)
-    models = Models(policy, rewards, torch.tensor(weights), critic, reference, adapters, critic_mean)
+    models = Models(policy, rewards, torch.tensor(weights), critic, reference, adapters, _fold_scale(critic))
     for model in models.all():
         disable_dropout(model)
+    freeze_the_rest(models)
     return models
 
 
-def _own_critic(value_model: Any, rewards: list[Reward], policy: nn.Module) -> PreTrainedModel:
+def _fold_scale(critic: nn.Module) -> float:
+    """Return the number to subtract from the critic's values: it must be on the reward model's scale too."""
+    head, config = getattr(critic, "score", None), getattr(critic, "config", None)
+    return 0.0 if isinstance(critic, TrunkHead) or None in (head, config) else fold_scale(head, config)
+
+
+def freeze_the_rest(models: Models) -> None:
+    """Freeze rewards and reference, except what policy and critic share with them.
+
+    In policy and critic trainable is what the caller left trainable.
+    """
+    if not any(weight.requires_grad for weight in models.policy.parameters()):
+        logger.warning(
+            "model: none of its weights is trainable (adapters need is_trainable=True), so only the critic learns"
+        )
+    trained = {id(weight) for model in (models.policy, models.value_model) for weight in model.parameters()}
+    for model in (models.ref_model, *models.reward_models()):
+        for weight in model.parameters() if model is not None else ():
+            if id(weight) not in trained:
+                weight.requires_grad_(False)
+
+
+def _own_critic(value_model: Any, rewards: list[Reward], policy: nn.Module, args: PPOConfig) -> nn.Module:
     """Return the critic: the given model, else a copy of the first reward model, else of the policy's backbone."""
     first = rewards[0]
     if any(isinstance(reward, ModelReward) and value_model is reward.model for reward in rewards):
         raise ValueError("value_model is the reward model itself, which stays frozen; give a copy or leave it out")
     if value_model is not None:
         critic = given_or_loaded(AutoModelForSequenceClassification, value_model, num_labels=1)
-    elif isinstance(first, ModelReward) and first.own_tokenizer is None and has_score_head(first.model):
+    elif isinstance(first, ModelReward) and first.own_tokenizer is None and starts_a_critic(first.model):
         critic = copy.deepcopy(first.model)
+        critic = critic.merge_and_unload() if isinstance(critic, PeftModel) else critic
+        # The copy is ours, so that it does not matter whether the reward was frozen.
+        critic.requires_grad_(True)
     elif isinstance(policy, PeftModel):
         raise ValueError("value_model: needed with a PeftModel; or give a plain model and peft_config")
     else:
         critic = value_model_from_policy(policy)
-    if not has_score_head(critic):
-        raise ValueError(f"value_model: {type(critic).__name__} has no linear `score` head with one output")
-    return critic.requires_grad_(True)
+    check_critic(critic)
+    if isinstance(critic, PeftModel) and args.gradient_checkpointing:
+        critic.enable_input_require_grads()
+    return critic
 
 
 def _on_the_backbone(
@@ -260,7 +308,7 @@ def _with_adapters(policy: nn.Module, peft_config: PeftConfig | None, args: PPOC
 def _reference(ref_model: str | PreTrainedModel | None, policy: nn.Module) -> PreTrainedModel | None:
     """Return the frozen reference, or None if it is the policy with other adapters."""
     if ref_model is not None:
-        return given_or_loaded(AutoModelForCausalLM, ref_model).eval().requires_grad_(False)
+        return given_or_loaded(AutoModelForCausalLM, ref_model).eval()
     if isinstance(policy, PeftModel):
         return None
     return copy.deepcopy(policy).eval().requires_grad_(False)

@@ -11,13 +11,26 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import HubStrategy
 
 from .sharding import fsdp_plugin, uses_deepspeed
+from .trl_names import takes_trl_settings
 
 
 # The default of `max_approx_kl`. The updates of recipe tiny stay below 0.03. Two runs of the toy of
 # tests/project/test_seed_examples.py ran away at a learning rate of 1e-3 without this limit, and did not with it.
 MAX_APPROX_KL = 0.1
 
+# The sizes that the trainer derives. TRL's scripts read them from their own settings once there is a trainer.
+DERIVED = (
+    "total_episodes",
+    "num_total_batches",
+    "local_batch_size",
+    "micro_batch_size",
+    "batch_size",
+    "local_mini_batch_size",
+    "mini_batch_size",
+)
 
+
+@takes_trl_settings
 @dataclass
 class PPOConfig(TrainingArguments):
     """Settings of [`PPOTrainer`].
@@ -45,7 +58,9 @@ class PPOConfig(TrainingArguments):
     )
     learning_rate: float = field(default=3e-6, metadata={"help": "Initial learning rate of policy and critic."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and infinite losses in the logs."})
-    logging_steps: float = field(default=10, metadata={"help": "Log every X optimizer steps (< 1: share of the run)."})
+    logging_steps: float | None = field(
+        default=None, metadata={"help": "Log every X optimizer steps (< 1: share of the run); unset: every update."}
+    )
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Not used: every column of the dataset reaches the reward functions."}
     )
@@ -215,6 +230,8 @@ class PPOConfig(TrainingArguments):
         if self.bf16 is None:
             cuda = torch.cuda.is_available() and not self.use_cpu and torch.cuda.is_bf16_supported()
             self.bf16 = cuda and not self.fp16
+        if self.logging_steps is None:
+            self.logging_steps = max(self.steps_per_update, 1)
         super().__post_init__()
         # Otherwise models would now be loaded in shards under ZeRO-3, and reference and critic could not copy them.
         unset_hf_deepspeed_config()
@@ -310,10 +327,18 @@ class PPOConfig(TrainingArguments):
         self.mini_batch_size = self.local_mini_batch_size * self.world_size
         self.micro_batch_size = self.per_device_train_batch_size * self.world_size
         self.num_total_batches = updates
+        self.total_episodes = self.total_episodes or updates * batch or None
         self.gradient_accumulation_steps = math.ceil(self.local_mini_batch_size / self.per_device_train_batch_size)
         self.max_steps = updates * self.steps_per_update
         # An update's prompts and random numbers depend only on its number, so there is no data to skip on resume.
         self.ignore_data_skip = True
+
+    def tell_sizes(self, caller: "PPOConfig | None") -> None:
+        """Write the derived sizes into the caller's own settings, of which these are a copy."""
+        if caller is None:
+            return
+        for name in DERIVED:
+            setattr(caller, name, getattr(self, name))
 
     def check(self, accelerator: Accelerator, optimizer: torch.optim.Optimizer | None) -> None:
         """Refuse options that do not work with FSDP, DeepSpeed or a given optimizer, and set `max_approx_kl`.

@@ -66,6 +66,8 @@ def _columns(
 
 def generate_completions(trainer: "PPOTrainer", sampling: bool) -> list[dict[str, Any]]:
     """Answer the evaluation prompts greedily; see [`PPOTrainer.generate_completions`]."""
+    if trainer.eval_dataset is None:
+        return []
     dataset = trainer.get_eval_dataloader().dataset
     size = min(trainer.args.per_device_eval_batch_size, len(dataset)) if sampling else len(dataset)
     rollout = trainer.sample([dataset[index] for index in range(size)], seed=0, greedy=True)

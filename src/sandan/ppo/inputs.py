@@ -18,6 +18,17 @@ def takes(model: nn.Module, name: str) -> bool:
     return name in _parameters(type(model))
 
 
+@functools.cache
+def _takes_any_keyword(kind: type) -> bool:
+    kinds = [parameter.kind for parameter in inspect.signature(kind.forward).parameters.values()]
+    return inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def taken(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the keywords that a model's forward takes."""
+    return {name: value for name, value in inputs.items() if takes(model, name) or _takes_any_keyword(type(model))}
+
+
 def forward_inputs(model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> dict[str, Any]:
     """Return the forward arguments for a left-padded batch, so that each row gives the same result as it would alone.
 

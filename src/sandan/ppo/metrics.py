@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from transformers import TrainerState
 
 from .config import PPOConfig
 from .experience import Experience
@@ -35,6 +36,7 @@ class UpdateMetrics:
         # Approximate KL and tokens of the current optimizer step.
         self._step = torch.zeros(2, device=self.device)
         self._pace: tuple[float, int] | None = None
+        self._shown: dict[str, float] | None = None
 
     # ---- An update, in the order of the calls ----
 
@@ -128,7 +130,7 @@ class UpdateMetrics:
             "policy/clipfrac_avg": masked_sum(policy_clipped.float(), mask),
             "val/clipfrac_avg": masked_sum(value_clipped.float(), value_mask),
             "val/ratio": masked_sum(ratio, mask),
-            "val/ratio_var": masked_sum(ratio.square(), mask),
+            "val/ratio_var": masked_sum((ratio - 1).square(), mask),
         }
         for name, total in sums.items():
             self.sums[name] += total.detach()
@@ -140,25 +142,49 @@ class UpdateMetrics:
         self._step.zero_()
         return approx_kl / tokens
 
-    def finish(self, episodes: int) -> dict[str, float]:
-        """Return the metrics of the update: its means over the tokens of all ranks, and its speed."""
-        metrics, now = self.current, time.perf_counter()
+    def so_far(self, episodes: int) -> dict[str, float]:
+        """Return the metrics of the current update: its means over the tokens of all ranks and of its steps so far.
+
+        Args:
+            episodes: of the run, with this update.
+        """
         names = sorted(self.sums)
         sums = self.over_ranks.sum(torch.stack([self.sums[name].float() for name in names]))
         totals = dict(zip(names, sums.tolist(), strict=True))
         tokens, value_tokens = totals.pop("tokens"), totals.pop("value_tokens")
+        metrics = dict(self.current)
         for name, total in totals.items():
             over_value_mask = name in ("loss/value_avg", "val/clipfrac_avg")
             metrics[name] = total / (value_tokens if over_value_mask else tokens)
-        metrics["val/ratio_var"] -= metrics["val/ratio"] ** 2
+        # Deviations are from 1, not from 0, so that rounding does not hide a small variance.
+        metrics["val/ratio_var"] = max(metrics["val/ratio_var"] - (metrics["val/ratio"] - 1) ** 2, 0.0)
+        started, episodes_before = self._pace
+        metrics["eps"] = (episodes - episodes_before) / (time.perf_counter() - started)
+        metrics["episode"] = episodes
+        return metrics
+
+    def show(self, state: TrainerState, learning_rate: float) -> None:
+        """Show the metrics so far as the last entry of `state.log_history`, until [`hide`].
+
+        TRL logs before `on_step_end`, once an update, and its users' callbacks read the last entry there.
+        """
+        self.hide(state)
+        self._shown = self.so_far(state.episode) | {"lr": learning_rate, "step": state.global_step + 1}
+        state.log_history.append(self._shown)
+
+    def hide(self, state: TrainerState) -> None:
+        """Take the entry of [`show`] away: the log of the update takes its place."""
+        state.log_history[:] = [entry for entry in state.log_history if entry is not self._shown]
+        self._shown = None
+
+    def finish(self, episodes: int) -> dict[str, float]:
+        """Return the metrics of the update, with its speed."""
+        metrics, now = self.so_far(episodes), time.perf_counter()
         metrics["time/update_seconds"] = now - self._update_started
         tokens_sampled = metrics["val/response_tokens"] * self.args.batch_size
         metrics["time/tokens_per_second"] = tokens_sampled / (now - self._rollout_started)
         if self.args.max_approx_kl:
             metrics["policy/epochs_used"] = self.steps_taken / self.args.num_mini_batches
-        started, episodes_before = self._pace
-        metrics["eps"] = (episodes - episodes_before) / (now - started)
-        metrics["episode"] = episodes
         self.history.append(metrics)
         return metrics
 

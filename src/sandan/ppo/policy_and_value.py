@@ -7,13 +7,20 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_model, save_file, save_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
 from trl.trainer.utils import disable_dropout_in_model, selective_log_softmax_and_entropy
 
 from ..models.sampling import neutral_generation
 from .inputs import forward_inputs, takes
+from .parts import hidden_states, parts_of
 from .shared_backbone import AdapterHead, Adapters, TrunkHead
+
+
+# Models with a `save_pretrained` that `from_pretrained` reads.
+SAVABLE = (PreTrainedModel, PeftModel, AdapterHead, TrunkHead)
 
 
 def token_logprobs(
@@ -51,9 +58,8 @@ def token_values(
     """Return the critic's value before each of the `width` response tokens, `(B, T)` float32."""
     if isinstance(value_model, AdapterHead):
         return value_model.values(value_model.hidden_states(input_ids, attention_mask)[:, -width:])
-    backbone = value_model.base_model
-    hidden = backbone(**forward_inputs(backbone, input_ids, attention_mask)).last_hidden_state
-    return value_model.score(hidden[:, -width:]).squeeze(-1).float()
+    backbone, head = parts_of(value_model)
+    return head(hidden_states(backbone, input_ids, attention_mask)[:, -width:]).squeeze(-1).float()
 
 
 @contextlib.contextmanager
@@ -130,7 +136,8 @@ class PolicyAndValue(nn.Module):
     @property
     def _no_split_modules(self) -> set[str]:
         """Return the names of layers that FSDP gathers one at a time; without them it would gather all at once."""
-        return {name for model in (self.policy, self.value_model) for name in model._no_split_modules or ()}
+        models = (self.policy, self.value_model)
+        return {name for model in models for name in getattr(model, "_no_split_modules", None) or ()}
 
     def tie_weights(self) -> None:
         """Tie weights again that a wrapper has separated (accelerate calls this while it makes shards)."""
@@ -146,8 +153,11 @@ class PolicyAndValue(nn.Module):
             model.gradient_checkpointing_enable(self._recomputing(gradient_checkpointing_kwargs), **kwargs)
 
     def _checkpointed(self) -> list[nn.Module]:
-        shared = isinstance(self.value_model, (AdapterHead, TrunkHead))
-        return [self.policy] if shared else [self.policy, self.value_model]
+        if isinstance(self.value_model, (AdapterHead, TrunkHead)):
+            return [self.policy]
+        critic = self.value_model
+        # A critic of the user's own may have no such method, but its backbone does.
+        return [self.policy, critic if isinstance(critic, (PreTrainedModel, PeftModel)) else parts_of(critic)[0]]
 
     def _recomputing(self, kwargs: dict | None) -> dict | None:
         if self.adapters is None:
@@ -172,6 +182,18 @@ def given_or_loaded(auto_class: type, model: str | Path | nn.Module, **kwargs) -
     )
 
 
+def save_critic(critic: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+    """Write a critic as a `from_pretrained` folder; of a module of the user's own only the weights."""
+    if isinstance(critic, SAVABLE):
+        critic.save_pretrained(folder, state_dict=state_dict)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if state_dict is None:
+        save_model(critic, str(folder / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+    else:
+        save_file(state_dict, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+
+
 def save_policy(policy: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
     """Write a plain `from_pretrained` folder; for a policy with adapters, only its own adapter."""
     own = {"selected_adapters": [policy.active_adapter]} if isinstance(policy, PeftModel) else {}
@@ -184,6 +206,8 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         model.load_pretrained(folder)
     elif isinstance(model, PeftModel):
         model.load_adapter(str(folder), model.active_adapter, is_trainable=True)
+    elif not isinstance(model, SAVABLE):
+        load_model(model, str(folder / SAFE_WEIGHTS_NAME))
     else:
         stored = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
         model.load_state_dict(stored.state_dict())
@@ -201,7 +225,7 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def has_score_head(model: nn.Module) -> bool:
-    """Return whether a model has a linear `score` head with one output, which can be read at every position."""
-    score = getattr(model, "score", None)
-    return isinstance(score, nn.Linear) and score.out_features == 1
+def starts_a_critic(reward: nn.Module) -> bool:
+    """Return whether a copy of a reward model can be a critic: a classifier with a linear `score` of one output."""
+    parts = parts_of(reward) if isinstance(reward, (PreTrainedModel, PeftModel)) else None
+    return parts is not None and getattr(parts[1], "out_features", None) == 1

@@ -1,13 +1,13 @@
 """Rollouts: the prompts of an update, the policy's answers, and their conversion to tensors."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from ..models.rendering import batched, encode_prompts, pad_rows
 from ..models.sampling import Completion
@@ -129,21 +129,55 @@ def without_padding(ids: Sequence[int], pad_token_id: int | None) -> list[int]:
     return list(ids[real[0] : real[-1] + 1]) if real else []
 
 
+def as_dataset(given: Any, name: str) -> Dataset:
+    """Return rows as a `datasets.Dataset` of plain values, whatever format they are set to give.
+
+    Args:
+        given: a `Dataset`, a list of dicts, or another object with a length and rows that are dicts.
+        name: the argument, for errors.
+
+    Raises:
+        TypeError: if it is something else, a stream for example.
+        ValueError: if a row is no dict.
+    """
+    if isinstance(given, Dataset) and given.format["type"] != "custom":  # a transform makes its columns row by row
+        return given.with_format(None)
+    wanted = "expected a datasets.Dataset (not streamed) or a list of dicts"
+    if isinstance(given, (IterableDataset, torch.utils.data.IterableDataset)):
+        fix = "PPO draws prompts at random; give Dataset.from_list(list(stream.take(10_000)))"
+        raise TypeError(f"{name}: {wanted}, found a stream: {fix}")
+    if isinstance(given, (str, Mapping)) or not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
+        keys = f" with {', '.join(map(repr, given))}" if isinstance(given, Mapping) else ""
+        raise TypeError(f"{name}: {wanted}, found {type(given).__name__}{keys}")
+    rows = [given[index] for index in range(len(given))]
+    if bad := [row for row in rows if not isinstance(row, Mapping)]:
+        raise ValueError(f"{name}: {wanted}, found a row that is a {type(bad[0]).__name__}")
+    return Dataset.from_list([{key: plain(value) for key, value in row.items()} for row in rows])
+
+
+def plain(value: Any) -> Any:
+    """Return a tensor or an array as lists and numbers, and anything else as it is."""
+    return value.tolist() if isinstance(value, (torch.Tensor, np.ndarray, np.generic)) else value
+
+
 def prepare_prompts(
-    dataset: Dataset, tokenizer: "PreTrainedTokenizerBase", max_tokens: int | None, num_proc: int | None
+    given: Any, name: str, tokenizer: "PreTrainedTokenizerBase", max_tokens: int | None, num_proc: int | None
 ) -> tuple[Dataset, int]:
     """Add `input_ids` to a dataset of text prompts or conversations, and drop prompts that are too long.
 
     Args:
-        dataset: with a column `prompt` (text or messages), or with `input_ids` (pad tokens around a prompt are removed).
+        given: rows (see [`as_dataset`]) with a column `prompt` (text or messages), or with `input_ids` (pad tokens
+            around a prompt are removed).
+        name: the argument, for errors.
 
     Returns:
         The dataset and the number of dropped rows.
 
     Raises:
-        TypeError: if it is a stream.
+        TypeError: if it cannot be taken as a dataset.
         ValueError: if it has neither column, or a prompt without tokens.
     """
+    dataset = as_dataset(given, name)
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         if INPUT_IDS in batch:
@@ -151,13 +185,11 @@ def prepare_prompts(
         else:
             rows = encode_prompts(tokenizer, batch[PROMPT])
         if not all(rows):
-            raise ValueError(f"dataset: a prompt has no tokens: row {rows.index([])} of {TOKENIZE_BATCH_ROWS}")
+            raise ValueError(f"{name}: a prompt has no tokens: row {rows.index([])} of {TOKENIZE_BATCH_ROWS}")
         return {INPUT_IDS: rows}
 
-    if not isinstance(dataset, Dataset):
-        raise TypeError(f"dataset: expected a datasets.Dataset (not streamed), found {type(dataset).__name__}")
     if not {PROMPT, INPUT_IDS} & set(dataset.column_names):
-        raise ValueError(f"dataset: expected a column 'prompt' or 'input_ids', found {dataset.column_names}")
+        raise ValueError(f"{name}: expected a column 'prompt' or 'input_ids', found {dataset.column_names}")
     encoded = dataset.map(encode, batched=True, batch_size=TOKENIZE_BATCH_ROWS, num_proc=num_proc)
     if max_tokens is not None:
         encoded = encoded.filter(lambda row: len(row[INPUT_IDS]) <= max_tokens, num_proc=num_proc)
@@ -165,15 +197,15 @@ def prepare_prompts(
 
 
 def prepare_dataset(
-    dataset: "Dataset | dict[str, Dataset] | None", name: str, tokenizer: "PreTrainedTokenizerBase", args: PPOConfig
+    dataset: Any, name: str, tokenizer: "PreTrainedTokenizerBase", args: PPOConfig
 ) -> "tuple[Dataset | dict[str, Dataset] | None, int]":
     """Prepare a dataset, or several by name, with [`prepare_prompts`]; return it and the number of dropped prompts."""
     if dataset is None:
         return None, 0
-    if isinstance(dataset, dict):
-        parts = {key: prepare_dataset(part, key, tokenizer, args) for key, part in dataset.items()}
+    if isinstance(dataset, dict) and name != "train_dataset":
+        parts = {key: prepare_dataset(part, f"{name}[{key!r}]", tokenizer, args) for key, part in dataset.items()}
         return {key: part for key, (part, _) in parts.items()}, sum(dropped for _, dropped in parts.values())
-    prepared, dropped = prepare_prompts(dataset, tokenizer, args.max_prompt_tokens, args.dataset_num_proc)
+    prepared, dropped = prepare_prompts(dataset, name, tokenizer, args.max_prompt_tokens, args.dataset_num_proc)
     if dropped:
         limit = f"longer than max_prompt_tokens={args.max_prompt_tokens}"
         logger.warning("%s: %d of %d prompts dropped: %s", name, dropped, len(dataset), limit)

@@ -37,13 +37,14 @@ from .experience import Experience, Forward, estimate, last_values
 from .formulas import adapted_kl_coef, clipped_policy_loss, clipped_value_loss, masked_sum
 from .metrics import UpdateMetrics
 from .model_card import PAPER, push_checkpoint, write_model_card
-from .policy_and_value import PolicyAndValue, given_or_loaded, token_logprobs
+from .policy_and_value import given_or_loaded, token_logprobs
 from .reduction import OverRanks
 from .rewards import RewardFunction, score_rollout
 from .rollout import Rollout, prepare_dataset, prompt_indices, queued, shuffled, stream_seed
 from .sampler import Sampler
 from .score_shaping import ScoreShaping
 from .shared_backbone import give_critic_its_rate
+from .trl_names import no_attribute, takes_trl_calls
 from .update_loop import UpdateFlow, UpdateLoader
 from .watch import Watch
 
@@ -61,8 +62,8 @@ class PPOTrainer(GuardedTrainer):
 
     Args:
         model: the policy, a causal LM or a path (loaded in float32).
-        reward_funcs: a sequence classifier with one label, a path to one, a function
-            `(prompts, completions, **columns) -> list[float]`, or a list of these (see `reward_weights`).
+        reward_funcs: a sequence classifier with one label, a path to one, a function `(prompts, completions, **columns)
+            -> list[float]`, a pipeline, or a list of these (see `reward_weights`). In TRL its name is `reward_model`.
         args: the settings.
         train_dataset, eval_dataset: rows with `prompt` (text, or a conversation that the chat template renders) or
             tokenized `input_ids`; other columns are passed to reward functions.
@@ -76,7 +77,8 @@ class PPOTrainer(GuardedTrainer):
         peft_config: train adapters of this kind instead of the policy's weights. With `critic_backbone="adapter"` the
             critic is a further adapter on the same frozen backbone, and so is a reward that is given as the folder of
             a PEFT sequence classifier trained on it: memory holds one backbone instead of four.
-        reward_model: the name of `reward_funcs` in TRL.
+
+    Calls in the order and with the names of TRL's PPOTrainer are taken too (see [`sandan.ppo.trl_names`]).
 
     Raises:
         ValueError: if arguments exclude each other, the batch cannot be divided into the minibatches, or there are too
@@ -88,12 +90,13 @@ class PPOTrainer(GuardedTrainer):
     _paper: ClassVar[dict[str, str]] = PAPER
     state_file = "ppo_state.json"
 
+    @takes_trl_calls
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
         reward_funcs: "str | PreTrainedModel | RewardFunction | list | None" = None,
         args: PPOConfig | None = None,
-        train_dataset: "Dataset | None" = None,
+        train_dataset: "Dataset | list[dict] | None" = None,
         eval_dataset: "Dataset | dict[str, Dataset] | None" = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         ref_model: str | PreTrainedModel | None = None,
@@ -103,33 +106,26 @@ class PPOTrainer(GuardedTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         data_collator: Callable | None = None,
-        reward_model: "str | PreTrainedModel | RewardFunction | list | None" = None,
     ):
-        if (reward_funcs is None) == (reward_model is None):
-            raise ValueError("give reward_funcs (or reward_model, its name in TRL), one of the two")
-        rewards = reward_funcs if reward_model is None else reward_model
-        # The trainer writes derived sizes into its settings, so it takes a copy of the caller's object.
-        args = copy.copy(args) if args is not None else PPOConfig("tmp_trainer")
+        # The trainer changes its settings (accumulation, steps), so it takes a copy of the caller's object.
+        caller, args = args, copy.copy(args) if args is not None else PPOConfig("tmp_trainer")
         policy = given_or_loaded(AutoModelForCausalLM, model)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(policy.config.name_or_path)
         stops = find_stop_tokens(tokenizer, policy.generation_config, args.stop_token_id)
         if args.n_gpu > 1:
             raise ValueError("PPOTrainer runs one process per GPU: start it with `accelerate launch`")
-        self.models = models = build_models(
-            policy, rewards, reward_processing_classes, tokenizer, value_model, ref_model, peft_config, args
-        )
+        rewards = (reward_funcs, reward_processing_classes, tokenizer)
+        self.models = models = build_models(policy, rewards, value_model, ref_model, peft_config, args)
         with PartialState().main_process_first():
             train_dataset, dropped = prepare_dataset(train_dataset, "train_dataset", tokenizer, args)
             eval_dataset, dropped_too = prepare_dataset(eval_dataset, "eval_dataset", tokenizer, args)
         self.dropped_prompts = dropped + dropped_too
-        policy_and_value = PolicyAndValue(
-            models.policy, models.value_model, args.logits_temperature, args.entropy_coef > 0, models.adapters
-        )
         data = (data_collator or list, train_dataset, eval_dataset, tokenizer)
-        super().__init__(policy_and_value, args, *data, callbacks=callbacks, optimizers=optimizers)
+        super().__init__(models.trained(args), args, *data, callbacks=callbacks, optimizers=optimizers)
         args.derive_sizes(None if train_dataset is None else len(train_dataset))
+        args.tell_sizes(caller)
         args.check(self.accelerator, optimizers[0])
-        models.make_ready(self.accelerator, args)
+        models.make_ready(self.accelerator, args, getattr(train_dataset, "column_names", None))
         self.over_ranks = OverRanks(self.accelerator)
         self.sampler = Sampler(models.policy, args, tokenizer, stops, self.accelerator)
         self.score_shaping = ScoreShaping(args, models.reward_weights, self.over_ranks)
@@ -300,11 +296,11 @@ class PPOTrainer(GuardedTrainer):
 
     def after_optimizer_step(self) -> None:
         """Count the step and update the policy's average, unless the step was skipped (see `training_step`)."""
-        if self._update_stopped or self.accelerator.optimizer_step_was_skipped:
-            return
-        self.metrics.steps_taken += 1
-        if self.models.average is not None:
-            self.models.average.update()
+        if not (self._update_stopped or self.accelerator.optimizer_step_was_skipped):
+            self.metrics.steps_taken += 1
+            if self.models.average is not None:
+                self.models.average.update()
+        self.metrics.show(self.state, self._get_learning_rate())
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create Trainer's optimizer; `critic_learning_rate` puts the critic's weights into separate groups."""
@@ -334,6 +330,7 @@ class PPOTrainer(GuardedTrainer):
 
     def _finish_update(self) -> None:
         """Finish the metrics of an update, set the next KL coefficient, and check for a collapse."""
+        self.metrics.hide(self.state)
         args, metrics = self.args, self.metrics.finish(self.state.episode)
         if args.target_kl is not None:
             self.kl_coef = adapted_kl_coef(
@@ -436,6 +433,9 @@ class PPOTrainer(GuardedTrainer):
 
     # ---- TRL's names ----
 
+    def __getattr__(self, name: str) -> Any:
+        raise no_attribute(self, name)
+
     def null_ref_context(self) -> contextlib.AbstractContextManager[nn.Module]:
         """Give the reference model in the block; if it is the policy with other adapters (or none), switch them."""
         policy = self.accelerator.unwrap_model(self.model_wrapped).policy
@@ -446,4 +446,5 @@ class PPOTrainer(GuardedTrainer):
     ref_model = property(lambda self: self.models.ref_model, doc="The reference, if it is a model of its own.")
     reward_model = property(lambda self: self.models.first_reward(), doc="The first reward.")
     rewards = property(lambda self: self.models.rewards, doc="All rewards.")
+    stop_token_id = property(lambda self: self.sampler.stop_token_ids[0], doc="The token that ends an answer.")
     is_peft_model = property(lambda self: isinstance(self.models.policy, PeftModel), doc="True with adapters.")
