@@ -17,7 +17,10 @@ from sandan.legacy import (
 
 
 IDS = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 10]])
-LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+
+
+def lora():
+    return LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 
 def with_head(model=None, **kwargs):
@@ -98,7 +101,7 @@ def test_a_model_saved_in_bfloat16_is_loaded_in_float32(tmp_path):
 
 def test_an_adapter_is_saved_with_its_head_and_loaded_again(tmp_path):
     make_policy().save_pretrained(tmp_path / "base")
-    model = AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path / "base", peft_config=LORA).eval()
+    model = AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path / "base", peft_config=lora()).eval()
     assert model.is_peft_model
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert all("lora" in name or "v_head" in name for name in trained)
@@ -122,7 +125,7 @@ def test_pickles_are_refused_in_one_line(tmp_path):
     make_policy().save_pretrained(tmp_path / "base")
     torch.save(make_policy().state_dict(), tmp_path / "base" / "pytorch_model.bin")
     AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path / "base")
-    model = AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path / "base", peft_config=LORA)
+    model = AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path / "base", peft_config=lora())
     # An adapter as TRL wrote it: the head is in a pickle.
     adapter = tmp_path / "adapter"
     model.pretrained_model.save_pretrained(adapter)

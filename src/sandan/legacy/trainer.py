@@ -111,6 +111,8 @@ class PPOTrainer:
             raise ValueError(
                 "sandan.legacy.PPOTrainer does not shard models (FSDP, DeepSpeed); sandan.PPOTrainer does"
             )
+        if config.log_with is not None and not self.accelerator.log_with:
+            raise ValueError(f"log_with: {config.log_with!r} is not installed; install it, or leave log_with out")
         config.world_size = self.accelerator.num_processes
         config.global_batch_size = config.batch_size * config.world_size
         config.global_backward_batch_size = config.backward_batch_size * config.world_size
@@ -208,6 +210,9 @@ class PPOTrainer:
         ids, mask = (one.to(self.current_device) for one in pad_rows([row.tolist() for row in queries], side))
         training = model.training
         model.eval()
+        # Tutorials write -1 for answers of full length; transformers' word for it is None.
+        if options.get("eos_token_id") == -1:
+            options = options | {"eos_token_id": None}
         whole = model.generate(input_ids=ids, attention_mask=mask, **options)
         model.train(training)
         # An encoder-decoder's answer keeps the token that begins it: `step` wants it too.
