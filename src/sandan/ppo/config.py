@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import HubStrategy
 
+from .old_names import refuse_old_settings
 from .sharding import fsdp_plugin, uses_deepspeed
 
 
@@ -210,6 +211,10 @@ class PPOConfig(TrainingArguments):
     batch_size: int | None = field(default=None, metadata={"help": "Derived: episodes per update."})
     local_mini_batch_size: int | None = field(default=None, metadata={"help": "Derived: per step and process."})
     mini_batch_size: int | None = field(default=None, metadata={"help": "Derived: episodes per optimizer step."})
+
+    def __new__(cls, *args, **kwargs):
+        refuse_old_settings(kwargs)
+        return super().__new__(cls)
 
     def __post_init__(self):
         if self.bf16 is None:

@@ -37,6 +37,7 @@ from .experience import Experience, Forward, estimate, last_values
 from .formulas import adapted_kl_coef, clipped_policy_loss, clipped_value_loss, masked_sum
 from .metrics import UpdateMetrics
 from .model_card import PAPER, push_checkpoint, write_model_card
+from .old_names import missing_attribute
 from .policy_and_value import PolicyAndValue, given_or_loaded, token_logprobs
 from .reduction import OverRanks
 from .rewards import RewardFunction, score_rollout
@@ -87,6 +88,7 @@ class PPOTrainer(GuardedTrainer):
     _tag_names: ClassVar[list[str]] = ["sandan", "ppo"]
     _paper: ClassVar[dict[str, str]] = PAPER
     state_file = "ppo_state.json"
+    __getattr__ = missing_attribute
 
     def __init__(
         self,
