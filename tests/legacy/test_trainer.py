@@ -329,7 +329,16 @@ def test_a_reference_that_is_given_is_used_with_peft_too():
         (lambda q, r, s: (q, [one[None] for one in r], s), r"responses: row 0 must be .* one dimension, found shape"),
         (lambda q, r, s: (["a"] * 6, r, s), r"queries: row 0 must be a tensor of token ids .* found str"),
         (lambda q, r, s: (q, [*r[:5], r[0][:0]], s), r"responses: row 5 has no tokens"),
-        (lambda q, r, s: (q, r, [*s[:2], math.nan, *s[3:]]), r"scores: row 2 is nan"),
+        (
+            lambda q, r, s: (q, r, [*s[:2], math.nan, *s[3:]]),
+            r"scores: row 2 must be one finite number, found \[nan\]",
+        ),
+        (
+            lambda q, r, s: (q, r, [torch.zeros(2), *s[1:]]),
+            r"scores: row 0 must be one finite number, found \[0.0, 0.0\]",
+        ),
+        (lambda q, r, s: ([torch.tensor([64]), *q[1:]], r, s), r"queries: row 0 has the id 64, .* ids are 0 to 63"),
+        (lambda q, r, s: (q, [torch.tensor([-1, 3]), *r[1:]], s), r"responses: row 0 has the id -1"),
     ],
 )
 def test_rows_that_cannot_be_trained_are_named(change, message):
@@ -378,6 +387,15 @@ def test_old_scripts_settings_are_read():
         ["--batch_size", "4", "--mini_batch_size", "2"]
     )
     assert parsed.backward_batch_size == 2
+
+
+def test_responses_that_repeat_their_queries_are_noticed(caplog):
+    queries, responses, scores = make_rows()
+    trainer = make_trainer()
+    trainer.step(queries, responses, scores)
+    assert "begins with its query" not in caplog.text
+    trainer.step(queries, [torch.cat(pair) for pair in zip(queries, responses, strict=True)], scores)
+    assert "responses: each begins with its query" in caplog.text
 
 
 # ---- Sampling ----
@@ -529,7 +547,10 @@ def test_the_quickstart_runs():
     model_ref = create_reference_model(model)
     tokenizer = make_tokenizer()
     trainer = PPOTrainer(
-        PPOConfig(mini_batch_size=1, batch_size=1, accelerator_kwargs={"cpu": True}), model, model_ref, tokenizer
+        PPOConfig(mini_batch_size=1, batch_size=1, optimize_cuda_cache=True, accelerator_kwargs={"cpu": True}),
+        model,
+        model_ref,
+        tokenizer,
     )
     query_tensor = tokenizer.encode("w3 w4 w5", return_tensors="pt")
     response_tensor = trainer.generate(

@@ -114,6 +114,8 @@ def test_an_adapter_is_saved_with_its_head_and_loaded_again(tmp_path):
     for one, other in zip(model(IDS)[::2], again(IDS)[::2], strict=True):
         assert torch.equal(one, other)
     assert any(parameter.requires_grad for name, parameter in again.named_parameters() if "lora" in name)
+    with pytest.raises(ValueError, match="peft_config: the model has an adapter already"):
+        AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path / "adapter", peft_config=lora())
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     plain = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     assert torch.equal(plain(IDS).logits, model(IDS)[0])

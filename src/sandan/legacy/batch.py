@@ -4,7 +4,7 @@ Only trained tokens are kept, side by side: position t of a row of `(B, T)` is t
 response mask keeps. So advantages pass over masked tokens, and padding is at the end of every row.
 """
 
-import math
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +16,9 @@ from trl.trainer.utils import selective_log_softmax_and_entropy
 from ..models.rendering import pad_rows
 from ..ppo.formulas import Reduce, generalized_advantages, token_rewards, whiten
 from .config import PPOConfig
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -74,7 +77,7 @@ class Outputs:
 
 
 def check_rows(
-    batch_size: int, queries: Sequence, responses: Sequence, scores: Sequence, masks: Sequence | None
+    batch_size: int, vocabulary: int, queries: Sequence, responses: Sequence, scores: Sequence, masks: Sequence | None
 ) -> torch.Tensor:
     """Return the scores as a float32 tensor `(B,)`, after checks of all arguments of `step`.
 
@@ -92,14 +95,22 @@ def check_rows(
                 raise ValueError(f"{name}: row {at} must be a tensor of token ids of one dimension, found {found}")
             if not len(row):
                 raise ValueError(f"{name}: row {at} has no tokens; at least one is needed")
+            if row.min() < 0 or row.max() >= vocabulary:
+                wrong = row.min() if row.min() < 0 else row.max()
+                raise ValueError(f"{name}: row {at} has the id {wrong}, but the model's ids are 0 to {vocabulary - 1}")
+    if all(response[: len(query)].equal(query) for query, response in zip(queries, responses, strict=True)):
+        logger.warning(
+            "responses: each begins with its query, which is then trained as part of the answer; generate with "
+            "return_prompt=False, or cut it off"
+        )
     for at, (mask, response) in enumerate(zip(masks or (), responses, strict=False)):
         if len(mask) != len(response) or not mask.any():
             raise ValueError(f"response_masks: row {at} must have a number for each token of its response, one not 0")
-    numbers = [float(score) for score in scores]
+    numbers = [torch.as_tensor(score, dtype=torch.float).flatten().cpu() for score in scores]
     for at, number in enumerate(numbers):
-        if not math.isfinite(number):
-            raise ValueError(f"scores: row {at} is {number}")
-    return torch.tensor(numbers)
+        if len(number) != 1 or not number.isfinite():
+            raise ValueError(f"scores: row {at} must be one finite number, found {number.tolist()}")
+    return torch.cat(numbers)
 
 
 def make_batch(

@@ -122,7 +122,9 @@ class PPOTrainer:
         )
         if ref_model is None and not model.is_peft_model:
             ref_model = create_reference_model(model, num_shared_layers)
-        self.ref_model = ref_model and self.accelerator.prepare_model(ref_model, evaluation_mode=True).eval()
+        if ref_model is not None:
+            ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True).eval()
+        self.ref_model = ref_model
         # Without dropout, training mode computes what `generate` sampled from.
         disable_dropout(model)
         if config.gradient_checkpointing:
@@ -259,7 +261,9 @@ class PPOTrainer:
             FloatingPointError: if a loss is not finite; the weights are then still good.
         """
         config, times, begin = self.config, {}, time.perf_counter()
-        scores = self._shape(check_rows(config.batch_size, queries, responses, scores, response_masks))
+        vocabulary = self.accelerator.unwrap_model(self.model).get_input_embeddings().num_embeddings
+        scores = check_rows(config.batch_size, vocabulary, queries, responses, scores, response_masks)
+        scores = self._shape(scores)
         batch = make_batch(queries, responses, response_masks, self.is_encoder_decoder, self.current_device)
         with torch.no_grad():
             with timed(times, "time/ppo/forward_pass"):
@@ -433,7 +437,8 @@ class PPOTrainer:
                 )
             texts = zip(*(batch[name] for name in columns), map(float, rewards), strict=True)
             logs["game_log"] = wandb.Table(columns=[*columns, "reward"], rows=[list(row) for row in texts])
-        self.accelerator.log(logs, step=self.current_step)
+        # wandb counts by itself: it would drop ours once the caller has logged something of their own.
+        self.accelerator.log(logs, step=None if self.config.log_with == "wandb" else self.current_step)
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write model, value head, tokenizer and a short card, on the main process."""

@@ -121,7 +121,11 @@ class ModelWithValueHead(nn.Module):
             model = load_language_model(cls.transformers_parent_class, given, is_trainable, args, kwargs, hub)
         else:
             model = given
-        if peft_config is not None and not isinstance(model, PeftModel):
+        if peft_config is not None:
+            if isinstance(model, PeftModel):
+                raise ValueError(
+                    "peft_config: the model has an adapter already; leave it out (is_trainable=True trains on)"
+                )
             quantized = getattr(model, "is_quantized", False)
             model = get_peft_model(prepare_model_for_kbit_training(model) if quantized else model, peft_config)
         if isinstance(model, PeftModel) and isinstance(model.active_peft_config, PromptLearningConfig):
