@@ -33,6 +33,7 @@ from ..ppo.reduction import OverRanks
 from ..ppo.rollout import shuffled
 from .batch import Batch, Experience, check_rows, kl_penalty, make_batch, read
 from .config import PPOConfig
+from .statistics import SUMMED, describe, lengths_of, timed
 from .value_head import ModelWithValueHead, create_reference_model, push_folder
 
 
@@ -40,19 +41,6 @@ logger = logging.getLogger(__name__)
 
 # Columns that stay in the dataset beside the arguments of the model's forward.
 SHOWN_COLUMNS = ("label", "query", "response")
-# What `step` sums over the trained tokens of all passes, in this order.
-SUMMED = (
-    "loss/policy",
-    "loss/value",
-    "policy/entropy",
-    "policy/approxkl",
-    "policy/policykl",
-    "policy/clipfrac",
-    "policy/advantages_mean",
-    "val/vpred",
-    "val/error",
-    "val/clipfrac",
-)
 
 
 class KLController:
@@ -273,9 +261,8 @@ class PPOTrainer:
         with timed(times, "time/ppo/optimize_step"):
             trained, ratios = self._optimize(experience)
         with timed(times, "time/ppo/calc_stats"):
-            stats = self._describe(experience, trained)
-        stats |= lengths_of("queries", queries) | lengths_of("responses", responses)
-        stats["ppo/policy/ratio"] = ratios.cpu().numpy()
+            stats = describe(experience, trained, ratios, self.kl_ctl.value, config.vf_coef, self.over_ranks)
+            stats |= lengths_of("queries", queries) | lengths_of("responses", responses)
         stats["ppo/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         self.kl_ctl.update(stats["objective/kl"], config.global_batch_size)
         if self.lr_scheduler is not None:
@@ -374,41 +361,6 @@ class PPOTrainer:
         )
         return torch.stack([masked_sum(one, part.mask) for one in summed]), ratio.detach()
 
-    def _describe(self, experience: Experience, trained: torch.Tensor) -> dict[str, Any]:
-        """Return the statistics of an update; numbers are over the rows of all ranks, arrays those of this rank."""
-        mask, kl, mean, coef = experience.batch.mask, experience.kl, self.over_ranks.mean, self.kl_ctl.value
-        stats = {f"ppo/{name}": value for name, value in zip(SUMMED, trained.tolist(), strict=True)}
-        stats["ppo/loss/total"] = stats["ppo/loss/policy"] + self.config.vf_coef * stats["ppo/loss/value"]
-        stats |= {
-            "objective/kl": mean(kl.sum(1)),
-            "objective/kl_dist": kl.sum(1),
-            "objective/kl_coef": coef,
-            "objective/entropy": mean(-experience.logprobs.sum(1)),
-            "objective/logprobs": experience.logprobs,
-            "objective/ref_logprobs": experience.ref_logprobs,
-            "ppo/mean_non_score_reward": -coef * self._moments(kl, mask)[0],
-            "ppo/policy/advantages": experience.advantages[mask],
-        }
-        scores = experience.scores
-        stats["ppo/mean_scores"], variance = self._moments(scores, torch.ones_like(scores, dtype=torch.bool))
-        stats["ppo/std_scores"] = variance**0.5
-        stats["ppo/returns/mean"], stats["ppo/returns/var"] = self._moments(experience.returns, mask)
-        stats["ppo/val/mean"], stats["ppo/val/var"] = self._moments(experience.values, mask)
-        stats["ppo/val/var_explained"] = 1 - stats["ppo/val/error"] / max(stats["ppo/returns/var"], 1e-8)
-        if stats["objective/kl"] < -1:
-            logger.warning(
-                "objective/kl is %.2f: answers were not sampled from the policy as it is; sample with do_sample=True, "
-                "temperature=1, top_k=0, top_p=1",
-                stats["objective/kl"],
-            )
-        return {name: value.cpu().numpy() if torch.is_tensor(value) else value for name, value in stats.items()}
-
-    def _moments(self, values: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:
-        """Return mean and unbiased variance over the positions in the masks of all ranks."""
-        total, count = self.over_ranks.sum(torch.stack([masked_sum(values, mask), mask.sum()])).tolist()
-        deviations = self.over_ranks.sum(masked_sum((values - total / count).square(), mask)).item()
-        return total / count, deviations / max(count - 1, 1)
-
     # ---- Logs, saving, the Hub ----
 
     def log_stats(
@@ -487,22 +439,3 @@ def check_arguments(
         raise ValueError("num_shared_layers: has no effect with ref_model or with PEFT; leave it out")
     if training_data_collator is not None:
         raise ValueError("training_data_collator: has no effect, rows are padded by step itself; leave it out")
-
-
-@contextlib.contextmanager
-def timed(times: dict[str, float], name: str):
-    """Note the seconds of the block."""
-    start = time.perf_counter()
-    yield
-    times[name] = time.perf_counter() - start
-
-
-def lengths_of(name: str, rows: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """Return mean, deviation and all lengths of rows, under TRL's names."""
-    lengths = torch.tensor([len(row) for row in rows], dtype=torch.float)
-    deviation = lengths.std(correction=min(1, len(rows) - 1)).item()
-    return {
-        f"tokens/{name}_len_mean": lengths.mean().item(),
-        f"tokens/{name}_len_std": deviation,
-        f"tokens/{name}_dist": lengths.numpy(),
-    }
