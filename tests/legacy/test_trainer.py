@@ -208,7 +208,13 @@ def test_statistics_have_the_names_of_trl():
         *("ppo/policy/ratio", "ppo/returns/mean", "ppo/returns/var", "ppo/val/vpred", "ppo/val/error"),
         *("ppo/val/clipfrac", "ppo/val/mean", "ppo/val/var", "ppo/val/var_explained", "ppo/learning_rate"),
         *("tokens/queries_len_mean", "tokens/responses_len_std", "tokens/responses_dist", "time/ppo/total"),
-        *("time/ppo/forward_pass", "time/ppo/compute_advantages", "time/ppo/optimize_step", "time/ppo/calc_stats"),
+        *(
+            "time/ppo/forward_pass",
+            "time/ppo/compute_rewards",
+            "time/ppo/compute_advantages",
+            "time/ppo/optimize_step",
+            "time/ppo/calc_stats",
+        ),
     } <= set(stats)
     assert stats["objective/kl"] == 0
     assert stats["objective/kl_dist"].shape == (6,)

@@ -249,9 +249,10 @@ class PPOTrainer:
             FloatingPointError: if a loss is not finite; the weights are then still good.
         """
         config, times, begin = self.config, {}, time.perf_counter()
-        vocabulary = self.accelerator.unwrap_model(self.model).get_input_embeddings().num_embeddings
-        scores = check_rows(config.batch_size, vocabulary, queries, responses, scores, response_masks)
-        scores = self._shape(scores)
+        with timed(times, "time/ppo/compute_rewards"):
+            vocabulary = self.accelerator.unwrap_model(self.model).get_input_embeddings().num_embeddings
+            scores = check_rows(config.batch_size, vocabulary, queries, responses, scores, response_masks)
+            scores = self._shape(scores)
         batch = make_batch(queries, responses, response_masks, self.is_encoder_decoder, self.current_device)
         with torch.no_grad():
             with timed(times, "time/ppo/forward_pass"):
