@@ -50,6 +50,7 @@ def two_steps(folder):
         numbers = {name: value for name, value in numbers.items() if isinstance(value, float)}
         weights = [parameter.detach() for parameter in model.parameters()]
         torch.save((numbers, weights), folder / f"{world}.pt")
+    trainer.accelerator.wait_for_everyone()
     if world > 1:
         torch.distributed.destroy_process_group()
 
