@@ -17,4 +17,7 @@ def __getattr__(name: str) -> Any:
         from . import ppo
 
         return getattr(ppo, name)
+    if name in ("AutoModelForCausalLMWithValueHead", "AutoModelForSeq2SeqLMWithValueHead", "create_reference_model"):
+        # `from sandan import name` would replace the words of an AttributeError.
+        raise ImportError(f"{name} is of TRL <= 0.11; use from sandan.legacy import {name} (docs/migration.md)")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

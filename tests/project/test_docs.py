@@ -31,6 +31,7 @@ DOCUMENTS = [
     "docs/reliability.md",
     "docs/scaling.md",
     "docs/bad_inputs.md",
+    "docs/migration.md",
     "SECURITY.md",
     "docs/ranking.md",
     *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/*/README.md")),

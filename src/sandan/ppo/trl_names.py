@@ -34,11 +34,14 @@ RENAMED = {
     "ref_policy": "ref_model",
     "tokenizer": "processing_class",
 }
-# What TRL 0.11 and older had: keywords of the trainer, its methods, and settings.
+# What TRL 0.11 and older had: keywords of the trainer, its methods and attributes, and settings (with today's, if any).
 OLD_KEYWORDS = ("dataset", "optimizer", "lr_scheduler", "num_shared_layers", "training_data_collator")
 OLD_METHODS = (
     "step",
     "generate",
+    "current_device",
+    "dataloader",
+    "kl_ctl",
     "log_stats",
     "prepare_dataloader",
     "prepare_model_inputs",
@@ -70,9 +73,10 @@ OLD_SETTINGS = {
         ("task_name", "tracker_kwargs", "accelerator_kwargs", "project_kwargs", "push_to_hub_if_best_kwargs")
     ),
     **dict.fromkeys(("forward_batch_size", "backward_batch_size", "global_batch_size", "compare_steps")),
+    **dict.fromkeys(("global_backward_batch_size", "total_ppo_epochs")),
     **dict.fromkeys(("optimize_cuda_cache", "optimize_device_cache", "is_encoder_decoder", "is_peft_model")),
 }
-LEGACY = "of TRL 0.11 and older; that API is in sandan.legacy, and docs/ppo.md shows what to write instead"
+LEGACY = "of TRL 0.11 and older: from sandan.legacy import PPOConfig, PPOTrainer (docs/migration.md)"
 
 
 def takes_trl_calls(init: Callable) -> Callable:
@@ -120,7 +124,7 @@ def named_arguments(positional: Sequence[Any], keywords: dict[str, Any], own_ord
 def no_attribute(trainer: Any, name: str) -> AttributeError:
     """Return the error for an attribute that a trainer lacks; for a method of TRL 0.11 it names its place."""
     if name in OLD_METHODS:
-        return AttributeError(f"PPOTrainer.{name}: a method {LEGACY}")
+        return AttributeError(f"PPOTrainer.{name}: {LEGACY}")
     return AttributeError(f"'{type(trainer).__name__}' object has no attribute '{name}'")
 
 
