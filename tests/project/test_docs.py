@@ -32,6 +32,7 @@ DOCUMENTS = [
     "docs/scaling.md",
     "docs/bad_inputs.md",
     "docs/migration.md",
+    "docs/own_models_and_data.md",
     "SECURITY.md",
     "docs/ranking.md",
     *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/*/README.md")),

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -172,19 +172,29 @@ def kl(
     return (sum(own) - sum(other)) / len(rows)
 
 
+def windows(ids: Sequence[int], size: int) -> Iterator[tuple[Sequence[int], int]]:
+    """Yield slices of at most `size` tokens, and the index in each of the first token that is new.
+
+    The first slice is new but for its first token; of each later one the first half is context.
+    """
+    yield ids[:size], 1
+    step = max(size // 2, 1)
+    for at in range(size, len(ids), step):
+        yield ids[at - (size - step) : at + step], size - step
+
+
 def document_bits_per_byte(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], window_tokens: int = 512
 ) -> float:
     """Return bits per UTF-8 byte of whole documents with their end token; long ones are read in windows."""
-    # A window has the beginning token in front of it.
-    window_tokens = min(window_tokens, (positions_of(model.config) or window_tokens + 1) - 1)
-    rows, end = [], document_end(tokenizer)
+    window_tokens = min(window_tokens, positions_of(model.config) or window_tokens)
+    end = document_end(tokenizer)
     # A document without a token of its own at its start follows the end of another one, as in pretraining.
     start = document_start(tokenizer) or [end]
-    for text in texts:
-        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], end]
-        rows += [start + ids[at : at + window_tokens] for at in range(0, len(ids), window_tokens)]
-    nats = -sum(log_probs(model, rows, [1] * len(rows)))
+    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    read = [window for ids in encoded for window in windows([*start, *ids, end], window_tokens)]
+    rows, starts = zip(*read, strict=True)
+    nats = -sum(log_probs(model, rows, starts))
     return nats / math.log(2) / sum(len(text.encode()) for text in texts)
 
 
