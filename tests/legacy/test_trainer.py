@@ -183,7 +183,7 @@ def test_a_step_equals_the_slow_reference(settings):
                 msg=lambda text, name=name: f"{name}: {text}",
             )
     for (name, one), other in zip(model.named_parameters(), slow.parameters(), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_an_optimizer_step_does_not_depend_on_how_it_is_cut():
@@ -194,8 +194,8 @@ def test_an_optimizer_step_does_not_depend_on_how_it_is_cut():
         stats = trainer.step(*make_rows())
         weights.append(torch.cat([one.flatten() for one in model.parameters()]))
         assert stats["ppo/policy/ratio"].shape == (2 * sum(len(row) for row in make_rows()[1]),)
-    torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(weights[0], weights[2], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(weights[0], weights[2], atol=1e-5, rtol=1e-4)
 
 
 def test_statistics_have_the_names_of_trl():
@@ -305,7 +305,7 @@ def test_gradient_checkpointing_is_used_and_changes_nothing():
         trainer.step(*make_rows())
         weights.append(torch.cat([one.flatten() for one in model.parameters()]))
         assert model.pretrained_model.is_gradient_checkpointing == on
-    torch.testing.assert_close(*weights, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-4)
 
 
 def test_the_schedule_moves_once_a_step():
