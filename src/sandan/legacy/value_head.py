@@ -22,6 +22,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.utils import cached_file
 
+from ..models.loading import SAFE
+
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
@@ -211,7 +213,7 @@ def load_language_model(
     """Load a model, or the adapter at `path` with the model that it belongs to, from safetensors."""
     if not {"dtype", "torch_dtype"} & set(kwargs):
         kwargs["dtype"] = torch.float32
-    kwargs["use_safetensors"] = True
+    kwargs |= SAFE
     if find_file(path, "adapter_config.json", hub) is None:
         return auto_class.from_pretrained(path, *args, **kwargs)
     if find_file(path, ADAPTER, hub) is None:

@@ -102,7 +102,7 @@ def config_of(path: str, revision: str | None = None) -> "PretrainedConfig | Non
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(path, revision=revision)
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from trl import ModelConfig
 
+# No Python file of a model's folder or of the Hub is run, and no pickle is read, which could run code too.
+NO_CODE = {"trust_remote_code": False}
+SAFE = {"use_safetensors": True, **NO_CODE}
+
 
 def require_model(path: str | None, stage: Stage, key: str = "model_name_or_path") -> str:
     """Check that `path` is a model or tokenizer folder (recorded in the lineage) or looks like a Hub name.
@@ -53,7 +57,7 @@ def load_tokenizer(path: str, revision: str = "main", padding_side: str = "right
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side=padding_side)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side=padding_side, **NO_CODE)
     except Exception as error:  # the Rust tokenizers raise bare exceptions
         raise UserError(f"{path}: no tokenizer can be loaded: {first_line(error)}") from error
     ensure_pad_token(tokenizer)
@@ -83,7 +87,7 @@ def check_reading(tokenizer: "PreTrainedTokenizerBase", path: str, config: "Pret
     def rules(one: "PreTrainedTokenizerBase") -> Any:
         return one.backend_tokenizer.to_str() if one.is_fast else type(one)
 
-    beside = AutoTokenizer.from_pretrained(path, config=config)
+    beside = AutoTokenizer.from_pretrained(path, config=config, **NO_CODE)
     if rules(beside) != rules(tokenizer):
         raise UserError(
             f"{path}: beside a model of model_type {config.model_type!r} transformers reads every tokenizer as "
@@ -106,13 +110,21 @@ def check_same_tokens(tokenizer: "PreTrainedTokenizerBase", path: str, key: str)
 
 
 def model_init_kwargs(model_args: "ModelConfig", extra: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return `from_pretrained` keywords of a [`~trl.ModelConfig`]; `extra` (`model_init_kwargs`) overrides them."""
+    """Return `from_pretrained` keywords of a [`~trl.ModelConfig`]; `extra` (`model_init_kwargs`) overrides them.
+
+    Raises:
+        UserError: if `extra` asks for code of the model's folder, or for weights from a pickle.
+    """
+    for name, only in SAFE.items():
+        if (extra or {}).get(name, only) != only:
+            raise UserError(
+                f"model_init_kwargs: {name}: only {str(only).lower()} is allowed: no code of a model is run"
+            )
     return {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
-        # Never load weights from a pickle, which could run code.
-        "use_safetensors": True,
+        **SAFE,
         **(extra or {}),
     }
 
@@ -233,7 +245,7 @@ def load_model(auto_model: Any, path: str, **kwargs) -> "PreTrainedModel":
     from safetensors import SafetensorError
 
     try:
-        return auto_model.from_pretrained(path, **{"use_safetensors": True, **kwargs})
+        return auto_model.from_pretrained(path, **{**SAFE, **kwargs})
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path}: no model can be loaded: {first_line(error)}") from error
 

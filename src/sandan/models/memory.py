@@ -85,5 +85,5 @@ def size_of(auto_model: Any, path: str | None, missing: set[str]) -> ModelSize |
     if path is None or path in missing:
         return None
     with torch.device("meta"):
-        model = auto_model.from_config(AutoConfig.from_pretrained(path))
+        model = auto_model.from_config(AutoConfig.from_pretrained(path, trust_remote_code=False))
     return ModelSize(model.num_parameters(), 0, model.config)

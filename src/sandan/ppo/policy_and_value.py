@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, GenerationConfig, P
 from transformers.utils import SAFE_WEIGHTS_NAME
 from trl.trainer.utils import disable_dropout_in_model, selective_log_softmax_and_entropy
 
+from ..models.loading import SAFE
 from ..models.sampling import neutral_generation
 from .inputs import forward_inputs, takes
 from .parts import hidden_states, parts_of
@@ -177,9 +178,9 @@ def value_model_from_policy(policy: PreTrainedModel) -> PreTrainedModel:
 
 def given_or_loaded(auto_class: type, model: str | Path | nn.Module, **kwargs) -> nn.Module:
     """Return a given model, or load it from a path in float32 (bf16 weights do not move at PPO's learning rates)."""
-    return (
-        auto_class.from_pretrained(model, dtype=torch.float32, **kwargs) if isinstance(model, (str, Path)) else model
-    )
+    if not isinstance(model, (str, Path)):
+        return model
+    return auto_class.from_pretrained(model, dtype=torch.float32, **SAFE, **kwargs)
 
 
 def save_critic(critic: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:

@@ -25,9 +25,10 @@ import torch
 from accelerate import PartialState
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..models.loading import load_tokenizer
 from ..models.tokens import find_stop_tokens, save_stop_tokens
 from ..training.trainer import GuardedTrainer
 from .build_models import build_models
@@ -81,8 +82,7 @@ class PPOTrainer(GuardedTrainer):
     Calls in the order and with the names of TRL's PPOTrainer are taken too (see [`sandan.ppo.trl_names`]).
 
     Raises:
-        ValueError: if arguments exclude each other, the batch cannot be divided into the minibatches, or there are too
-            few rows.
+        ValueError: if arguments exclude each other, batch and minibatches do not fit, or there are too few rows.
     """
 
     _name = "PPO"
@@ -110,7 +110,7 @@ class PPOTrainer(GuardedTrainer):
         # The trainer changes its settings (accumulation, steps), so it takes a copy of the caller's object.
         caller, args = args, copy.copy(args) if args is not None else PPOConfig("tmp_trainer")
         policy = given_or_loaded(AutoModelForCausalLM, model)
-        tokenizer = processing_class or AutoTokenizer.from_pretrained(policy.config.name_or_path)
+        tokenizer = processing_class or load_tokenizer(policy.config.name_or_path)
         stops = find_stop_tokens(tokenizer, policy.generation_config, args.stop_token_id)
         if args.n_gpu > 1:
             raise ValueError("PPOTrainer runs one process per GPU: start it with `accelerate launch`")
