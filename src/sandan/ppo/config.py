@@ -188,7 +188,17 @@ class PPOConfig(TrainingArguments):
     num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps per pass."})
     gamma: float = field(default=1.0, metadata={"help": "Discount."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of generalized advantage estimation."})
+    value_lam: float | None = field(
+        default=None,
+        metadata={
+            "help": "Lambda of the critic's returns (VAPO: 1.0, with a smaller lam for the policy); unset: lam."
+        },
+    )
     cliprange: float = field(default=0.2, metadata={"help": "Clip range of the probability ratio."})
+    cliprange_high: float | None = field(
+        default=None,
+        metadata={"help": "Upper clip range of the ratio (DAPO: 0.28), cliprange being the lower; unset: cliprange."},
+    )
     cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the value."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
@@ -204,6 +214,9 @@ class PPOConfig(TrainingArguments):
     )
     critic_learning_rate: float | None = field(
         default=None, metadata={"help": "Initial learning rate of the critic; unset: learning_rate."}
+    )
+    critic_warmup_updates: int = field(
+        default=0, metadata={"help": "Updates at the start that train the critic only (VAPO, VC-PPO)."}
     )
     policy_ema_decay: float | None = field(
         default=None,
@@ -241,6 +254,10 @@ class PPOConfig(TrainingArguments):
             )
         if self.stop_token is not None and self.stop_token_id is not None:
             raise ValueError("stop_token and stop_token_id exclude each other; give one")
+        self._check_values()
+
+    def _check_values(self) -> None:
+        """Refuse values out of range."""
         for name in (
             "response_length",
             "temperature",
@@ -259,11 +276,16 @@ class PPOConfig(TrainingArguments):
             "length_penalty",
             "max_prompt_tokens",
             "critic_learning_rate",
+            "cliprange_high",
         ):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name}: must be greater than 0 or unset, found {getattr(self, name)}")
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise ValueError(f"dual_clip: must be greater than 1 or unset, found {self.dual_clip}")
+        if self.value_lam is not None and not 0 <= self.value_lam <= 1:
+            raise ValueError(f"value_lam: must be between 0 and 1 or unset, found {self.value_lam}")
+        if self.critic_warmup_updates < 0:
+            raise ValueError(f"critic_warmup_updates: must be at least 0, found {self.critic_warmup_updates}")
         if self.policy_ema_decay is not None and not 0 < self.policy_ema_decay < 1:
             raise ValueError(f"policy_ema_decay: must be between 0 and 1 or unset, found {self.policy_ema_decay}")
         if self.max_approx_kl is not None and self.max_approx_kl < 0:
@@ -290,6 +312,10 @@ class PPOConfig(TrainingArguments):
     def logits_temperature(self) -> float:
         """Return the divisor of logits, in sampling and in all log-probs (N+ adds 1e-7)."""
         return self.temperature + 1e-7
+
+    def trains_critic_only(self, step: int) -> bool:
+        """Return whether an optimizer step (the first is 0) is in the critic's warm-up."""
+        return step < self.critic_warmup_updates * self.steps_per_update
 
     def shows_samples(self, update: int) -> bool:
         """Return whether this update logs a few of its answers."""
@@ -351,6 +377,8 @@ class PPOConfig(TrainingArguments):
             raise ValueError("FSDP 1: PPO cannot sample from its shards; set fsdp_version: 2")
         if self.max_approx_kl and deepspeed:
             raise ValueError("max_approx_kl: not with DeepSpeed, which steps inside backward; use DDP or FSDP")
+        if self.critic_warmup_updates and deepspeed:
+            raise ValueError("critic_warmup_updates: not with DeepSpeed, which steps inside backward; use DDP or FSDP")
         if self.policy_ema_decay is not None and (deepspeed or fsdp is not None):
             raise ValueError("policy_ema_decay: not with DeepSpeed or FSDP, which hold weights in shards; use DDP")
         if self.critic_backbone != "own" and (deepspeed or fsdp is not None):

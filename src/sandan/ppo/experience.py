@@ -84,6 +84,8 @@ def estimate(
     if args.whiten_rewards:
         rewards = whiten(rewards, value_mask, shift_mean=False, reduce=over_ranks.sum)
     advantages, returns = generalized_advantages(rewards, values, args.gamma, args.lam)
+    if args.value_lam is not None:
+        _, returns = generalized_advantages(rewards, values, args.gamma, args.value_lam)
     if args.whiten_advantages:
         advantages = whiten(advantages, mask, reduce=over_ranks.sum)
     return Experience(rollout, scores, kl, old.logprobs, values, advantages, returns, mask, value_mask)
