@@ -6,14 +6,25 @@ import pytest
 import torch
 from helpers import tiny_ppo as base
 from helpers.tiny_ppo import ONE, assert_equal_weights, updates, weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig
 from transformers import TrainerCallback
 
 from sandan import PPOConfig
+from sandan.models.sampling import Completion
 from sandan.ppo import formulas
+from sandan.ppo.rollout import Rollout
+from sandan.ppo.truncation import end_after, truncate, truncate_answers
 
 
-OFF = {"cliprange_high": None, "value_lam": None, "critic_warmup_updates": 0}
+OFF = {
+    "cliprange_high": None,
+    "value_lam": None,
+    "critic_warmup_updates": 0,
+    "truncate_after": None,
+    "importance_cap": None,
+}
 
 
 def parts(trainer):
@@ -34,7 +45,15 @@ def trained(trainer):
 def test_the_options_are_off_by_default_and_checked():
     args = PPOConfig("unused", use_cpu=True)
     assert {name: getattr(args, name) for name in OFF} == OFF
-    for bad in ({"cliprange_high": 0.0}, {"value_lam": 1.1}, {"value_lam": -0.1}, {"critic_warmup_updates": -1}):
+    for bad in (
+        {"cliprange_high": 0.0},
+        {"value_lam": 1.1},
+        {"value_lam": -0.1},
+        {"critic_warmup_updates": -1},
+        {"truncate_after": [".", ""]},
+        {"truncate_min_tokens": -1},
+        {"importance_cap": 0.0},
+    ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             PPOConfig("unused", use_cpu=True, **bad)
 
@@ -53,8 +72,7 @@ def test_clip_higher_moves_the_upper_bound_only():
 def test_clip_higher_reaches_the_loss(tiny):
     settings = ONE | {"num_ppo_epochs": 4, "learning_rate": 3e-2}
     plain, same, higher = (
-        trained(tiny(**settings | own))
-        for own in ({}, {"cliprange_high": 0.2}, {"cliprange_high": 1.0})
+        trained(tiny(**settings | own)) for own in ({}, {"cliprange_high": 0.2}, {"cliprange_high": 1.0})
     )
     assert_equal_weights(plain, same)
     assert_different(plain, higher)
@@ -151,3 +169,91 @@ def test_a_warm_up_leaves_what_policy_and_critic_share(tiny, backbone):
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert all("value_model" in name or ".critic." in name for name in moved)
+
+
+# ---- Answers cut after a text ----
+
+LETTERS = [".", "a", ". ", "b.", "\n\n", "\n", "é", "..", "c"]
+
+
+class Letters:
+    """A tokenizer of nine tokens of one or two characters; decoding joins them."""
+
+    def decode(self, ids, skip_special_tokens):
+        return "".join(LETTERS[one] for one in ids)
+
+
+def slow_end(ids, texts, min_tokens):
+    """Read the answer character by character; return the token in which the first text ends that may end there."""
+    read = ""
+    for count, one in enumerate(ids, start=1):
+        for letter in LETTERS[one]:
+            read += letter
+            if count >= min_tokens and any(read.endswith(text) for text in texts):
+                return count
+    return None
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    ids=st.lists(st.integers(0, len(LETTERS) - 1), max_size=12),
+    texts=st.lists(st.sampled_from([".", "\n", "\n\n", "..", "a.b", ".a", "é"]), min_size=1, max_size=2),
+    min_tokens=st.integers(0, 8),
+)
+def test_the_cut_is_that_of_a_slow_search(ids, texts, min_tokens):
+    assert end_after(Letters(), ids, texts, min_tokens) == slow_end(ids, texts, min_tokens)
+
+
+def test_a_cut_answer_counts_as_stopped_and_loses_what_follows():
+    def cut(ids, stopped, *rest):
+        return truncate(Letters(), Completion("…", ids, stopped), *rest)
+
+    assert cut((1, 0, 8), False, ["."]) == Completion("a.", (1, 0), True)
+    assert cut((1, 0, 99), True, ["."]) == Completion("a.", (1, 0), True)  # 99 is a stop token: it goes too
+    assert cut((1, 0, 8), False, ["b"]) == Completion("…", (1, 0, 8), False)
+    assert cut((99,), True, ["."]) == Completion("…", (99,), True)
+    assert cut((0, 1, 0, 8), False, ["."], 2) == Completion(".a.", (0, 1, 0), True)
+    rollout = Rollout([{}] * 2, [Completion("", (1, 0, 8), False), Completion("", (1, 99), True)])
+    rollout.sampling_logprobs = [torch.arange(3.0), torch.arange(2.0)]
+    made = truncate_answers(Letters(), rollout, ["."])
+    assert [len(row) for row in made.sampling_logprobs] == [len(one.token_ids) for one in made.completions] == [2, 2]
+
+
+def test_answers_are_cut_after_a_text_and_count_as_stopped(tiny):
+    texts = ["w1", "w2", "w3"]
+    seen = []
+
+    def reward(prompts, completions):
+        seen.extend(completions)
+        return [0.0] * len(completions)
+
+    settings = {"response_length": 16, "missing_eos_penalty": 1.0, "reward": reward, **ONE}
+    cut = tiny(truncate_after=texts, truncate_min_tokens=3, **settings)
+    cut.train()
+    for answer in seen[:8]:
+        words = answer.split()
+        ends = [at for at, word in enumerate(words, start=1) if any(text in word for text in texts) and at >= 3]
+        assert ends in ([], [len(words)])
+    with_text = [answer for answer in seen[:8] if any(text in answer.split()[-1] for text in texts)]
+    (log,) = updates(cut)
+    assert 2 < len(with_text) == round(log["val/stopped_share"] * 8)
+    assert log["objective/scores"] == pytest.approx(len(with_text) / 8 - 1)
+
+    whole, never = tiny(**settings), tiny(truncate_after=["nowhere"], **settings)
+    assert_equal_weights(trained(whole), trained(never))
+
+
+# ---- Importance weights ----
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 2**31), cap=st.sampled_from([1.0, 2.0, 5.0]))
+def test_importance_weights_equal_the_definition(seed, cap):
+    generator = torch.Generator().manual_seed(seed)
+    trained, sampled = (torch.randn(3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    sampled[0, 0] = torch.nan
+    weights = formulas.importance_weights(trained, sampled, cap)
+    assert weights[0, 0] == 1
+    for row, t in ((row, t) for row in range(3) for t in range(5) if row or t):
+        ratio = math.exp(trained[row, t].item() - sampled[row, t].item())
+        assert weights[row, t].item() == pytest.approx(min(ratio, cap))

@@ -103,6 +103,15 @@ class PPOConfig(TrainingArguments):
         default=None, metadata={"help": "'eos' (the same as unset); excludes stop_token_id."}
     )
     stop_token_id: int | None = field(default=None, metadata={"help": "Id of the token that ends an answer."})
+    truncate_after: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Texts: an answer is cut after the token that completes one of them, and counts as stopped."
+        },
+    )
+    truncate_min_tokens: int = field(
+        default=0, metadata={"help": "truncate_after: the first X - 1 tokens of an answer are left alone."}
+    )
     local_rollout_forward_batch_size: int = field(
         default=64, metadata={"help": "Answers sampled and scored at once on each device."}
     )
@@ -145,6 +154,12 @@ class PPOConfig(TrainingArguments):
         default=None, metadata={"help": "colocate: most tokens of prompt and answer; unset: the model's own limit."}
     )
     vllm_tensor_parallel_size: int = field(default=1, metadata={"help": "colocate: GPUs that share one vLLM."})
+
+    # Rollout with another engine than the training forward
+    importance_cap: float | None = field(
+        default=None,
+        metadata={"help": "use_vllm: weigh a token's policy loss by min(p_train / p_vllm, X), e.g. 2; unset: by 1."},
+    )
 
     # Reward
     reward_weights: list[float] | None = field(
@@ -254,6 +269,8 @@ class PPOConfig(TrainingArguments):
             )
         if self.stop_token is not None and self.stop_token_id is not None:
             raise ValueError("stop_token and stop_token_id exclude each other; give one")
+        if isinstance(self.truncate_after, str):
+            self.truncate_after = [self.truncate_after]
         self._check_values()
 
     def _check_values(self) -> None:
@@ -277,6 +294,7 @@ class PPOConfig(TrainingArguments):
             "max_prompt_tokens",
             "critic_learning_rate",
             "cliprange_high",
+            "importance_cap",
         ):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name}: must be greater than 0 or unset, found {getattr(self, name)}")
@@ -284,8 +302,11 @@ class PPOConfig(TrainingArguments):
             raise ValueError(f"dual_clip: must be greater than 1 or unset, found {self.dual_clip}")
         if self.value_lam is not None and not 0 <= self.value_lam <= 1:
             raise ValueError(f"value_lam: must be between 0 and 1 or unset, found {self.value_lam}")
-        if self.critic_warmup_updates < 0:
-            raise ValueError(f"critic_warmup_updates: must be at least 0, found {self.critic_warmup_updates}")
+        for name in ("critic_warmup_updates", "truncate_min_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must be at least 0, found {getattr(self, name)}")
+        if self.truncate_after is not None and not all(self.truncate_after):
+            raise ValueError("truncate_after: an empty text would cut every answer after its first token")
         if self.policy_ema_decay is not None and not 0 < self.policy_ema_decay < 1:
             raise ValueError(f"policy_ema_decay: must be between 0 and 1 or unset, found {self.policy_ema_decay}")
         if self.max_approx_kl is not None and self.max_approx_kl < 0:

@@ -173,6 +173,23 @@ def clipped_policy_loss(
     return losses, ratio, active
 
 
+def importance_weights(logprobs: torch.Tensor, sampling_logprobs: torch.Tensor, cap: float) -> torch.Tensor:
+    """Return min(p / p_sampler, cap) per token, the weights of the policy loss if another engine sampled the answers.
+
+    The sampler's probabilities differ a little from those of the training forward, so the loss is an expectation under
+    another policy. The weights correct that, and the cap bounds their variance (truncated importance sampling: Yao et
+    al. 2025, "Your efficient RL framework secretly brings you off-policy RL training", https://fengyao.notion.site/off-policy-rl;
+    the estimator is that of Ionides 2008). p is the policy's before the update, so a weight is the same in all epochs.
+
+    Args:
+        logprobs, sampling_logprobs (`(B, T)`): of the sampled tokens, at the same temperature. Where the sampler's is
+            NaN (unknown) the weight is 1.
+        cap: at least 1, or all weights would shrink.
+    """
+    log_ratio = (logprobs - sampling_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return log_ratio.exp().clamp(max=cap).masked_fill(sampling_logprobs.isnan(), 1.0)
+
+
 def clipped_value_loss(
     values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, cliprange: float
 ) -> tuple[torch.Tensor, torch.Tensor]:

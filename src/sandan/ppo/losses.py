@@ -42,6 +42,8 @@ def micro_batch_loss(
     policy_losses, ratio, policy_clipped = clipped_policy_loss(
         logprobs, inputs["old_logprobs"], inputs["old_advantages"], args.cliprange, args.dual_clip, args.cliprange_high
     )
+    if "old_weights" in inputs:
+        policy_losses = policy_losses * inputs["old_weights"]
     value_losses, value_clipped = clipped_value_loss(
         values, inputs["old_values"], inputs["old_returns"], args.cliprange_value
     )

@@ -297,6 +297,13 @@ CONDITIONS = [
         ("missing_eos_penalty",),
     ),
     Condition("kl_horizon", "it needs target_kl", lambda s: s.target_kl is not None, ("target_kl",)),
+    Condition("truncate_min_tokens", "it needs truncate_after", lambda s: bool(s.truncate_after), ("truncate_after",)),
+    Condition(
+        "importance_cap",
+        "it needs use_vllm: true (otherwise the sampler's log-probs are those of the training forward)",
+        lambda s: s.use_vllm,
+        ("use_vllm",),
+    ),
     Condition("rollout_engine", "vLLM samples (use_vllm)", lambda s: not s.use_vllm, ("use_vllm",)),
     Condition(
         "vllm_mode vllm_model_impl",
@@ -580,6 +587,7 @@ ALWAYS = frozenset(
         "total_episodes",
         "train_sampling_strategy",
         "true_score",
+        "truncate_after",
         "truncation_mode",
         "use_cache",
         "use_cpu",
