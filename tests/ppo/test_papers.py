@@ -1,9 +1,11 @@
 """PPOTrainer's options from papers after N+: each is off by default, and then no number changes."""
 
+import logging
 import math
 
 import pytest
 import torch
+from datasets import Dataset
 from helpers import tiny_ppo as base
 from helpers.tiny_ppo import ONE, assert_equal_weights, updates, weights
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from sandan import PPOConfig
+from sandan.models.rendering import encode_prompts, shortened
 from sandan.models.sampling import Completion
 from sandan.ppo import formulas
 from sandan.ppo.rollout import Rollout
@@ -24,6 +27,7 @@ OFF = {
     "critic_warmup_updates": 0,
     "truncate_after": None,
     "importance_cap": None,
+    "long_prompts": "drop",
 }
 
 
@@ -53,6 +57,7 @@ def test_the_options_are_off_by_default_and_checked():
         {"truncate_after": [".", ""]},
         {"truncate_min_tokens": -1},
         {"importance_cap": 0.0},
+        {"long_prompts": "cut"},
     ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             PPOConfig("unused", use_cpu=True, **bad)
@@ -257,3 +262,78 @@ def test_importance_weights_equal_the_definition(seed, cap):
     for row, t in ((row, t) for row in range(3) for t in range(5) if row or t):
         ratio = math.exp(trained[row, t].item() - sampled[row, t].item())
         assert weights[row, t].item() == pytest.approx(min(ratio, cap))
+
+
+# ---- Long prompts ----
+
+
+def chat_tokenizer():
+    tokenizer = base.make_tokenizer()
+    tokenizer.chat_template = base.TEMPLATE
+    return tokenizer
+
+
+def conversation(*roles, words=2):
+    return [{"role": role, "content": " ".join([f"w{at}"] * words)} for at, role in enumerate(roles, start=1)]
+
+
+def slow_shortened(tokenizer, turns, limit):
+    """Take away one turn after the other behind the system's, and look at every state that begins with the user."""
+    kept, first = list(turns), True
+    while len(kept) > sum(turn["role"] == "system" for turn in kept):
+        rest = [turn for turn in kept if turn["role"] != "system"]
+        allowed = first or rest[0]["role"] == "user"
+        if allowed and len(encode_prompts(tokenizer, [kept])[0]) <= limit:
+            return kept
+        kept.remove(rest[0])
+        first = False
+    return None
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    system=st.booleans(),
+    roles=st.lists(st.sampled_from(["user", "assistant", "tool"]), min_size=1, max_size=6),
+    limit=st.integers(1, 24),
+)
+def test_a_conversation_loses_its_oldest_turns_until_it_fits(system, roles, limit):
+    turns = conversation(*["system"] * system, *roles)
+    assert shortened(chat_tokenizer(), turns, limit) == slow_shortened(chat_tokenizer(), turns, limit)
+
+
+def test_long_conversations_are_shortened_instead_of_dropped(tmp_path, caplog):
+    chat = ("system", "user", "assistant", "user")  # 3 tokens a turn
+    rows = [conversation(*chat)] * 6 + [conversation("user")] * 2 + [conversation("user", words=9)]
+    seen = []
+
+    def reward(prompts, completions):
+        seen.extend(prompts)
+        return [0.0] * len(prompts)
+
+    def make(prompts, **own):
+        args = PPOConfig(
+            str(tmp_path),
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            max_prompt_tokens=7,
+            total_episodes=8,
+            **own,
+        )
+        return base.PPOTrainer(
+            base.make_policy(), reward, args, train_dataset=prompts, processing_class=chat_tokenizer()
+        )
+
+    with caplog.at_level(logging.WARNING, logger="sandan"):
+        trainer = make(Dataset.from_dict({"prompt": rows}), long_prompts="shorten")
+    assert "train_dataset: 6 of 9 prompts shortened to 7 tokens" in caplog.text
+    assert "train_dataset: 1 of 9 prompts dropped" in caplog.text
+    short = [rows[0][0], rows[0][3]]
+    assert trainer.train_dataset["prompt"][:] == [short] * 6 + [conversation("user")] * 2
+    assert {len(ids) for ids in trainer.train_dataset["input_ids"]} == {3, 6}
+    trainer.train()
+    assert short in seen
+    with pytest.raises(ValueError, match="train_dataset: 2 prompts, but one update takes 8"):
+        make(Dataset.from_dict({"prompt": rows}))
+    text = Dataset.from_dict({"prompt": ["w1 w2"] * 8 + ["w1 " * 8]})
+    assert len(make(text, long_prompts="shorten").train_dataset) == 8

@@ -70,6 +70,13 @@ class PPOConfig(TrainingArguments):
     max_prompt_tokens: int | None = field(
         default=None, metadata={"help": "Longer prompts are dropped and counted; unset: no limit."}
     )
+    long_prompts: Literal["drop", "shorten"] = field(
+        default="drop",
+        metadata={
+            "help": "'shorten': a conversation over max_prompt_tokens loses its oldest turns, after those of the system, "
+            "until it fits; text is dropped as before."
+        },
+    )
 
     # Models (read by scripts only)
     sft_model_path: str = field(
@@ -314,6 +321,7 @@ class PPOConfig(TrainingArguments):
         if self.max_approx_kl and self.fp16:
             raise ValueError("max_approx_kl: not with fp16, whose loss scaler cannot skip a step; use bf16")
         for name, choices in (
+            ("long_prompts", ("drop", "shorten")),
             ("stop_token", (None, "eos")),
             ("critic_backbone", ("own", "adapter", "policy")),
             ("kl_estimator", ("k1", "k2", "k3")),

@@ -296,6 +296,12 @@ CONDITIONS = [
         lambda s: s.missing_eos_penalty is not None,
         ("missing_eos_penalty",),
     ),
+    Condition(
+        "long_prompts",
+        "it needs max_prompt_tokens",
+        lambda s: s.max_prompt_tokens is not None,
+        ("max_prompt_tokens",),
+    ),
     Condition("kl_horizon", "it needs target_kl", lambda s: s.target_kl is not None, ("target_kl",)),
     Condition("truncate_min_tokens", "it needs truncate_after", lambda s: bool(s.truncate_after), ("truncate_after",)),
     Condition(
