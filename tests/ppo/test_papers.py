@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers import tiny_ppo as base
+from helpers.doomed_ppo import resumable
 from helpers.tiny_ppo import ONE, assert_equal_weights, updates, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -174,6 +175,14 @@ def test_a_warm_up_leaves_what_policy_and_critic_share(tiny, backbone):
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert all("value_model" in name or ".critic." in name for name in moved)
+
+
+def test_a_run_that_stopped_in_the_warm_up_resumes_exactly(tmp_path):
+    whole = resumable(tmp_path / "whole", critic_warmup_updates=2)
+    expected = trained(whole)
+    again = resumable(tmp_path / "again", critic_warmup_updates=2)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))  # after the first of four updates
+    assert_equal_weights(expected, weights(again))
 
 
 # ---- Answers cut after a text ----

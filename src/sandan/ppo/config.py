@@ -68,7 +68,8 @@ class PPOConfig(TrainingArguments):
     # Data
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize the prompts."})
     max_prompt_tokens: int | None = field(
-        default=None, metadata={"help": "Longer prompts are dropped and counted; unset: no limit."}
+        default=None,
+        metadata={"help": "Longer prompts are dropped and counted (or see long_prompts); unset: no limit."},
     )
     long_prompts: Literal["drop", "shorten"] = field(
         default="drop",
