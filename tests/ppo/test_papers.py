@@ -50,6 +50,7 @@ def trained(trainer):
 def test_the_options_are_off_by_default_and_checked():
     args = PPOConfig("unused", use_cpu=True)
     assert {name: getattr(args, name) for name in OFF} == OFF
+    assert PPOConfig("unused", use_cpu=True, truncate_after=".").truncate_after == ["."]
     for bad in (
         {"cliprange_high": 0.0},
         {"value_lam": 1.1},
