@@ -244,6 +244,39 @@ def test_the_decoder_gathers_the_weights_that_generate_reads(shards):
     assert generated == decoded
 
 
+# ---- The critic's warm-up ----
+
+
+def warm_up(folder):
+    """A warm-up of one update, in two micro-batches a step; each rank's policy after it, and the critic's metrics."""
+    trainer = make(folder / "run", base.FixedAnswers, critic_warmup_updates=1, total_episodes=8, weight_decay=0.1)
+    trainer.train()
+    trainer.save_model(folder / "run")
+    if trainer.accelerator.is_main_process:
+        (folder / "found.json").write_text(json.dumps(timeless(trainer)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP2"])
+def test_a_warm_up_on_two_processes_is_that_of_one(tmp_path, sharded):
+    settings = ("accelerate.commands.launch", "--config_file", FSDP2, "--num_processes", 2)
+    settings += ("--mixed_precision", "no", "--main_process_port", 0)
+    on_two_processes("warm_up", tmp_path, *settings if sharded else ())
+    one = make(
+        tmp_path / "one", base.FixedAnswers, processes=1, critic_warmup_updates=1, total_episodes=8, weight_decay=0.1
+    )
+    before = {name: tensor.clone() for name, tensor in one.policy_model.state_dict().items()}
+    one.train()
+    assert_equal_weights(before, one.policy_model.state_dict())
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    critic = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "value_model")
+    assert_equal_weights(before, policy.state_dict())
+    for name, tensor in one.value_model.state_dict().items():
+        assert torch.allclose(critic.state_dict()[name], tensor, atol=1e-4), name
+    (found,), (expected,) = json.loads((tmp_path / "found.json").read_text()), timeless(one)
+    assert expected == pytest.approx(found, rel=1e-3, abs=1e-5)
+
+
 # ---- DDP ----
 
 

@@ -192,17 +192,23 @@ def test_policy_loss_is_finite_at_extremes():
 
 
 @settings(deadline=None, max_examples=50)
-@given(seed=SEEDS, clip=st.sampled_from([0.1, 0.2, 0.5]), dual=st.sampled_from([None, 1.5, 3.0]), width=WIDTHS)
-def test_policy_loss_and_its_gradient_equal_the_definition(seed, clip, dual, width):
+@given(
+    seed=SEEDS,
+    clip=st.sampled_from([0.1, 0.2, 0.5]),
+    high=st.sampled_from([None, 0.05, 0.28, 1.0]),
+    dual=st.sampled_from([None, 1.5, 3.0]),
+    width=WIDTHS,
+)
+def test_policy_loss_and_its_gradient_equal_the_definition(seed, clip, high, dual, width):
     new, old, advantages = (normal(3, width, seed=seed + one) for one in range(3))
     new.requires_grad_(True)
-    losses, ratios, active = ppo.clipped_policy_loss(new, old, advantages, clip, dual)
+    losses, ratios, active = ppo.clipped_policy_loss(new, old, advantages, clip, dual, high)
     losses.sum().backward()
     for row in range(3):
         for t in range(width):
             advantage = advantages[row, t].item()
             ratio = math.exp(new[row, t].item() - old[row, t].item())
-            objective = min(ratio * advantage, min(max(ratio, 1 - clip), 1 + clip) * advantage)
+            objective = min(ratio * advantage, min(max(ratio, 1 - clip), 1 + (high or clip)) * advantage)
             flat = objective != ratio * advantage
             if dual is not None and advantage < 0 and objective < dual * advantage:
                 objective, flat = dual * advantage, True

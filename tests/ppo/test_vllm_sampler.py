@@ -1,6 +1,7 @@
 """Rollouts by vLLM: what PPOTrainer asks of trl's VLLMGeneration, which a stand-in with its signature answers."""
 
 import inspect
+import math
 from typing import ClassVar
 
 import pytest
@@ -13,7 +14,9 @@ from trl import GRPOConfig
 from sandan import PPOConfig
 from sandan.models.rendering import pad_rows
 from sandan.models.sampling import sampling_config
+from sandan.ppo import trainer as ppo_trainer
 from sandan.ppo import vllm_sampler as vllm
+from sandan.ppo.losses import micro_batch_loss
 
 
 # trl 1.13 imports `requests` there, which comes with trl[vllm].
@@ -101,6 +104,40 @@ def test_old_weights_in_vllm_are_seen(tiny, stand_in, policy, monkeypatch):
     first, second = (log["sampling/sampling_logp_difference/mean"] for log in updates(trainer))
     assert first < 1e-5
     assert second > 1e-3
+
+
+def test_answers_of_old_weights_are_weighed(tiny, stand_in, policy, monkeypatch):
+    settings = {"use_vllm": True, "response_length": 16, "learning_rate": 1e-2, "num_mini_batches": 2}
+    sync = StandIn.sync_weights
+    monkeypatch.setattr(StandIn, "sync_weights", lambda self: self.syncs or sync(self))
+    seen, estimate = [], ppo_trainer.estimate
+
+    def spy(*args):
+        seen.append(estimate(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(ppo_trainer, "estimate", spy)
+    trainer = tiny(model=policy, importance_cap=1.05, **settings)
+    trainer.train()
+    first, second = updates(trainer)
+    assert first["sampling/importance_weight/mean"] == pytest.approx(1, abs=1e-4)
+    assert first["sampling/importance_weight/capped_share"] == 0
+    assert 0 < second["sampling/importance_weight/capped_share"] < 1
+    _, experience = seen
+    weights = []
+    for row, sampled in enumerate(experience.rollout.sampling_logprobs):
+        for t, logprob in enumerate(sampled.tolist()):
+            weights.append(min(math.exp(experience.logprobs[row, t].item() - logprob), 1.05))
+            assert experience.weights[row, t].item() == pytest.approx(weights[-1], rel=1e-5)
+    assert second["sampling/importance_weight/mean"] == pytest.approx(sum(weights) / len(weights), rel=1e-5)
+    made = next(iter(trainer.minibatches(1, experience)))
+    inputs = {name: tensor for name, tensor in made.items() if name != "old_weights"}
+    old, values, entropies = made["old_logprobs"], made["old_values"], torch.zeros_like(made["old_values"])
+    loss, plain = (micro_batch_loss(one, old, entropies, values, trainer.args) for one in (made, inputs))
+    mask = made["old_policy_mask"]
+    expected = -(made["old_advantages"] * made["old_weights"])[mask].sum()
+    assert loss.sums["loss/policy_avg"].item() == pytest.approx(expected.item(), abs=1e-4)
+    assert plain.sums["loss/policy_avg"].item() != pytest.approx(expected.item(), abs=1e-4)
 
 
 def test_vllm_is_told_to_sample_the_bare_policy_until_the_stop_token(tiny, stand_in, policy):

@@ -137,6 +137,9 @@ IDLE = [
     ("reward", "streaming: true", "streaming: not in this stage"),
     ("ppo", "streaming: true", "streaming: not in this stage"),
     ("ppo", "kl_horizon: 100", "target_kl"),
+    ("ppo", "truncate_min_tokens: 16", "truncate_after"),
+    ("ppo", "long_prompts: shorten", "max_prompt_tokens"),
+    ("ppo", "importance_cap: 2.0", "use_vllm"),
     ("ppo", "missing_eos_penalty_mode: replace", "missing_eos_penalty"),
     ("ppo", "total_episodes: 8\nmax_steps: 3", "total_episodes"),
     ("ppo", "vllm_mode: server", "use_vllm"),
@@ -168,6 +171,17 @@ def test_an_idle_line_of_the_recipe_is_refused_with_its_line(script, lines, want
 def test_an_idle_option_of_the_command_line_is_refused(argv, refusal):
     name = argv[0].partition("=")[0]
     assert refusal("sft", f"{SFT}save_strategy: 'no'\n", *argv).startswith(f"command line: {name}: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "argv", "wanted"),
+    [
+        ('truncate_after: [".", "\\n"]', [], [".", "\n"]),
+        ("truncate_after: [.]", ["--truncate_after", "!", "?"], ["!", "?"]),
+    ],
+)
+def test_texts_that_cut_an_answer_are_a_list(line, argv, wanted, parse):
+    assert parse("ppo", f"{OTHERS['ppo']}{line}\n", *argv)["truncate_after"] == wanted
 
 
 @pytest.mark.parametrize("line", ["use_peft: false", "load_in_4bit: false", "streaming: false", "held_out_share: 0.0"])

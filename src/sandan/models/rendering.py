@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Turns = list[dict[str, Any]]
 Prompt = str | Turns
 IGNORED = -100
+SYSTEM_ROLES, USER_ROLE = ("system", "developer"), "user"
 
 
 # ---- Prompts ----
@@ -67,6 +68,18 @@ def encode_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Promp
     A chat template writes its own special tokens; plain text gets those that the tokenizer puts before a text.
     """
     return _encode(tokenizer, prompts, [render_prompt(tokenizer, prompt, **options) for prompt in prompts])
+
+
+def shortened(tokenizer: "PreTrainedTokenizerBase", turns: Turns, max_tokens: int) -> Turns | None:
+    """Return a conversation of at most `max_tokens` tokens: the oldest turns go, the system's turns at the start stay.
+
+    What stays begins with a user's turn, as chat templates expect. None, if the last of these alone is too long.
+    """
+    system = next((at for at, turn in enumerate(turns) if turn["role"] not in SYSTEM_ROLES), len(turns))
+    starts = [at for at in range(system + 1, len(turns)) if turns[at]["role"] == USER_ROLE]
+    shorter = (turns[:system] + turns[start:] for start in starts)
+    fits = (one for one in (turns, *shorter) if len(encode_prompts(tokenizer, [one])[0]) <= max_tokens)
+    return next(fits, None)
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], texts: list[str]) -> list[list[int]]:

@@ -68,7 +68,15 @@ class PPOConfig(TrainingArguments):
     # Data
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize the prompts."})
     max_prompt_tokens: int | None = field(
-        default=None, metadata={"help": "Longer prompts are dropped and counted; unset: no limit."}
+        default=None,
+        metadata={"help": "Longer prompts are dropped and counted (or see long_prompts); unset: no limit."},
+    )
+    long_prompts: Literal["drop", "shorten"] = field(
+        default="drop",
+        metadata={
+            "help": "'shorten': a conversation over max_prompt_tokens loses its oldest turns, after those of the system, "
+            "until it fits; text is dropped as before."
+        },
     )
 
     # Models (read by scripts only)
@@ -103,6 +111,15 @@ class PPOConfig(TrainingArguments):
         default=None, metadata={"help": "'eos' (the same as unset); excludes stop_token_id."}
     )
     stop_token_id: int | None = field(default=None, metadata={"help": "Id of the token that ends an answer."})
+    truncate_after: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Texts: an answer is cut after the token that completes one of them, and counts as stopped."
+        },
+    )
+    truncate_min_tokens: int = field(
+        default=0, metadata={"help": "truncate_after: the first X - 1 tokens of an answer are left alone."}
+    )
     local_rollout_forward_batch_size: int = field(
         default=64, metadata={"help": "Answers sampled and scored at once on each device."}
     )
@@ -146,6 +163,12 @@ class PPOConfig(TrainingArguments):
     )
     vllm_tensor_parallel_size: int = field(default=1, metadata={"help": "colocate: GPUs that share one vLLM."})
 
+    # Rollout with another engine than the training forward
+    importance_cap: float | None = field(
+        default=None,
+        metadata={"help": "use_vllm: weigh a token's policy loss by min(p_train / p_vllm, X), e.g. 2; unset: by 1."},
+    )
+
     # Reward
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "Weight of each reward function, in their order; unset: all 1."}
@@ -188,7 +211,17 @@ class PPOConfig(TrainingArguments):
     num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps per pass."})
     gamma: float = field(default=1.0, metadata={"help": "Discount."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of generalized advantage estimation."})
+    value_lam: float | None = field(
+        default=None,
+        metadata={
+            "help": "Lambda of the critic's returns (VAPO: 1.0, with a smaller lam for the policy); unset: lam."
+        },
+    )
     cliprange: float = field(default=0.2, metadata={"help": "Clip range of the probability ratio."})
+    cliprange_high: float | None = field(
+        default=None,
+        metadata={"help": "Upper clip range of the ratio (DAPO: 0.28), cliprange being the lower; unset: cliprange."},
+    )
     cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the value."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
@@ -204,6 +237,9 @@ class PPOConfig(TrainingArguments):
     )
     critic_learning_rate: float | None = field(
         default=None, metadata={"help": "Initial learning rate of the critic; unset: learning_rate."}
+    )
+    critic_warmup_updates: int = field(
+        default=0, metadata={"help": "Updates at the start that train the critic only (VAPO, VC-PPO)."}
     )
     policy_ema_decay: float | None = field(
         default=None,
@@ -241,6 +277,12 @@ class PPOConfig(TrainingArguments):
             )
         if self.stop_token is not None and self.stop_token_id is not None:
             raise ValueError("stop_token and stop_token_id exclude each other; give one")
+        if isinstance(self.truncate_after, str):
+            self.truncate_after = [self.truncate_after]
+        self._check_values()
+
+    def _check_values(self) -> None:
+        """Refuse values out of range."""
         for name in (
             "response_length",
             "temperature",
@@ -259,11 +301,20 @@ class PPOConfig(TrainingArguments):
             "length_penalty",
             "max_prompt_tokens",
             "critic_learning_rate",
+            "cliprange_high",
+            "importance_cap",
         ):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name}: must be greater than 0 or unset, found {getattr(self, name)}")
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise ValueError(f"dual_clip: must be greater than 1 or unset, found {self.dual_clip}")
+        if self.value_lam is not None and not 0 <= self.value_lam <= 1:
+            raise ValueError(f"value_lam: must be between 0 and 1 or unset, found {self.value_lam}")
+        for name in ("critic_warmup_updates", "truncate_min_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must be at least 0, found {getattr(self, name)}")
+        if self.truncate_after is not None and not all(self.truncate_after):
+            raise ValueError("truncate_after: an empty text would cut every answer after its first token")
         if self.policy_ema_decay is not None and not 0 < self.policy_ema_decay < 1:
             raise ValueError(f"policy_ema_decay: must be between 0 and 1 or unset, found {self.policy_ema_decay}")
         if self.max_approx_kl is not None and self.max_approx_kl < 0:
@@ -271,6 +322,7 @@ class PPOConfig(TrainingArguments):
         if self.max_approx_kl and self.fp16:
             raise ValueError("max_approx_kl: not with fp16, whose loss scaler cannot skip a step; use bf16")
         for name, choices in (
+            ("long_prompts", ("drop", "shorten")),
             ("stop_token", (None, "eos")),
             ("critic_backbone", ("own", "adapter", "policy")),
             ("kl_estimator", ("k1", "k2", "k3")),
@@ -290,6 +342,10 @@ class PPOConfig(TrainingArguments):
     def logits_temperature(self) -> float:
         """Return the divisor of logits, in sampling and in all log-probs (N+ adds 1e-7)."""
         return self.temperature + 1e-7
+
+    def trains_critic_only(self, step: int) -> bool:
+        """Return whether an optimizer step (the first is 0) is in the critic's warm-up."""
+        return step < self.critic_warmup_updates * self.steps_per_update
 
     def shows_samples(self, update: int) -> bool:
         """Return whether this update logs a few of its answers."""
@@ -351,6 +407,8 @@ class PPOConfig(TrainingArguments):
             raise ValueError("FSDP 1: PPO cannot sample from its shards; set fsdp_version: 2")
         if self.max_approx_kl and deepspeed:
             raise ValueError("max_approx_kl: not with DeepSpeed, which steps inside backward; use DDP or FSDP")
+        if self.critic_warmup_updates and deepspeed:
+            raise ValueError("critic_warmup_updates: not with DeepSpeed, which steps inside backward; use DDP or FSDP")
         if self.policy_ema_decay is not None and (deepspeed or fsdp is not None):
             raise ValueError("policy_ema_decay: not with DeepSpeed or FSDP, which hold weights in shards; use DDP")
         if self.critic_backbone != "own" and (deepspeed or fsdp is not None):

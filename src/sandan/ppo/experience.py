@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from .config import PPOConfig
-from .formulas import generalized_advantages, kl_estimate, response_masks, token_rewards, whiten
+from .formulas import generalized_advantages, importance_weights, kl_estimate, response_masks, token_rewards, whiten
 from .reduction import OverRanks
 from .rollout import Rollout, queued
 
@@ -24,7 +24,8 @@ class Forward:
 class Experience:
     """The training data of an update, for this rank's `B` episodes and their `T` response positions.
 
-    `kl` (`(B, T)`) is the estimated divergence per token, 0 outside the answers.
+    `kl` (`(B, T)`) is the estimated divergence per token, 0 outside the answers. `weights` (`(B, T)`) are those of the
+    policy loss, with `importance_cap` (see [`importance_weights`]).
     """
 
     rollout: Rollout
@@ -36,6 +37,7 @@ class Experience:
     returns: torch.Tensor
     policy_mask: torch.Tensor
     value_mask: torch.Tensor
+    weights: torch.Tensor | None = None
 
     def micro_batch(
         self, indices: Sequence[int], response_length: int, device: torch.device
@@ -43,7 +45,8 @@ class Experience:
         """Return model inputs of some rows ([`Rollout.tensors`]) and, as `old_...`, the other inputs of their loss."""
         inputs = self.rollout.tensors(indices, response_length, device)
         rows, width = queued(torch.tensor(indices), device), inputs["responses"].shape[1]
-        names = ("logprobs", "values", "advantages", "returns", "policy_mask", "value_mask")
+        names = ("logprobs", "values", "advantages", "returns", "policy_mask", "value_mask", "weights")
+        names = names[:-1] if self.weights is None else names
         return inputs | {f"old_{name}": getattr(self, name)[rows, :width] for name in names}
 
     def not_finite(self, over_ranks: OverRanks) -> str | None:
@@ -84,9 +87,16 @@ def estimate(
     if args.whiten_rewards:
         rewards = whiten(rewards, value_mask, shift_mean=False, reduce=over_ranks.sum)
     advantages, returns = generalized_advantages(rewards, values, args.gamma, args.lam)
+    if args.value_lam is not None:
+        _, returns = generalized_advantages(rewards, values, args.gamma, args.value_lam)
     if args.whiten_advantages:
         advantages = whiten(advantages, mask, reduce=over_ranks.sum)
-    return Experience(rollout, scores, kl, old.logprobs, values, advantages, returns, mask, value_mask)
+    weights = None
+    if args.importance_cap is not None and rollout.sampling_logprobs is not None:
+        sampled = torch.full_like(old.logprobs, torch.nan)
+        sampled[mask] = torch.cat(rollout.sampling_logprobs).to(sampled)
+        weights = importance_weights(old.logprobs, sampled, args.importance_cap)
+    return Experience(rollout, scores, kl, old.logprobs, values, advantages, returns, mask, value_mask, weights)
 
 
 def last_values(rollout: Rollout, values: torch.Tensor, args: PPOConfig) -> torch.Tensor:

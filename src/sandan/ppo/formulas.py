@@ -96,6 +96,10 @@ def generalized_advantages(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return generalized advantages (Schulman et al. 2015, eq. 16); V and A are 0 after the last position.
 
+    Policy and critic may have a lambda each: advantages are then those of one call, returns those of another (decoupled
+    GAE: Yuan et al. 2025, VC-PPO, arXiv 2503.01491; Yue et al. 2025, VAPO, arXiv 2504.05118). With lambda 1 returns are
+    rewards to go, which do not carry the critic's own bias; the policy keeps a smaller lambda, for less variance.
+
     Args:
         rewards, values (`(B, T)`): both 0 outside the critic's mask.
 
@@ -139,28 +143,51 @@ def clipped_policy_loss(
     advantages: torch.Tensor,
     cliprange: float,
     dual_clip: float | None = None,
+    cliprange_high: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return max(-A rho, -A clip(rho, 1 - eps, 1 + eps)) per token (Schulman et al. 2017, eq. 7, negated).
 
     Where A < 0 this has no upper bound in rho: a single token that became far more probable can dominate a whole step.
     With `dual_clip` c the loss is then at most -c A (Ye et al. 2020, arXiv 1912.09729, eq. 5).
 
+    With `cliprange_high` the upper bound is 1 + eps_high, and eps is for the lower one only (clip-higher: Yu et al.
+    2025, DAPO, arXiv 2503.14476, section 3.1, eq. 10): a token of small probability may then rise further, and the
+    policy's entropy falls more slowly.
+
     Args:
         logprobs, old_logprobs, advantages (`(B, T)`): gradients flow through `logprobs` only.
         dual_clip: c > 1, or None for no bound.
+        cliprange_high: eps_high; None for eps.
 
     Returns:
         Losses, ratios rho and whether clipping was active, all `(B, T)`.
     """
     ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     free = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + (cliprange if cliprange_high is None else cliprange_high))
     losses, active = torch.maximum(free, clipped), clipped > free
     if dual_clip is not None:
         bound = -advantages * dual_clip
         beyond = (advantages < 0) & (losses > bound)
         losses, active = torch.where(beyond, bound, losses), active | beyond
     return losses, ratio, active
+
+
+def importance_weights(logprobs: torch.Tensor, sampling_logprobs: torch.Tensor, cap: float) -> torch.Tensor:
+    """Return min(p / p_sampler, cap) per token, the weights of the policy loss if another engine sampled the answers.
+
+    The sampler's probabilities differ a little from those of the training forward, so the loss is an expectation under
+    another policy. The weights correct that, and the cap bounds their variance (truncated importance sampling: Yao et
+    al. 2025, "Your efficient RL framework secretly brings you off-policy RL training", https://fengyao.notion.site/off-policy-rl;
+    the estimator is that of Ionides 2008). p is the policy's before the update, so a weight is the same in all epochs.
+
+    Args:
+        logprobs, sampling_logprobs (`(B, T)`): of the sampled tokens, at the same temperature. Where the sampler's is
+            NaN (unknown) the weight is 1.
+        cap: at least 1, or all weights would shrink.
+    """
+    log_ratio = (logprobs - sampling_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return log_ratio.exp().clamp(max=cap).masked_fill(sampling_logprobs.isnan(), 1.0)
 
 
 def clipped_value_loss(

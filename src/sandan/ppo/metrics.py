@@ -95,6 +95,14 @@ class UpdateMetrics:
         for reward, column in zip(rewards, components.T, strict=True):
             self.current[f"rewards/{reward.name}"] = mean(column)
         self.current |= sampling_difference(rollout, experience.logprobs, mask, self.over_ranks.accelerator)
+        if experience.weights is not None:
+            weight = masked_sum(experience.weights, mask)
+            capped = masked_sum((experience.weights >= self.args.importance_cap).float(), mask)
+            weight, capped, tokens = self.over_ranks.sum(torch.stack([weight, capped, mask.sum()])).tolist()
+            self.current |= {
+                "sampling/importance_weight/mean": weight / tokens,
+                "sampling/importance_weight/capped_share": capped / tokens,
+            }
         if rollout.gather_seconds is not None:
             self.current["time/gather_seconds"] = rollout.gather_seconds
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 
-from ..models.rendering import batched, encode_prompts, pad_rows
+from ..models.rendering import batched, encode_prompts, pad_rows, shortened
 from ..models.sampling import Completion
 from .config import PPOConfig
 
@@ -160,10 +160,29 @@ def plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (torch.Tensor, np.ndarray, np.generic)) else value
 
 
+def shorten_prompts(
+    dataset: Dataset, name: str, tokenizer: "PreTrainedTokenizerBase", max_tokens: int, num_proc: int | None
+) -> Dataset:
+    """Shorten the conversations of a dataset with `prompt` that are too long, as far as they can be."""
+    if PROMPT not in dataset.column_names or INPUT_IDS in dataset.column_names:
+        return dataset
+
+    def shorten(row: dict[str, Any]) -> dict[str, Any]:
+        turns = row[PROMPT]
+        fits = None if isinstance(turns, str) or not turns else shortened(tokenizer, turns, max_tokens)
+        return {PROMPT: fits or turns}
+
+    short = dataset.map(shorten, features=dataset.features, num_proc=num_proc)
+    changed = sum(len(one) < len(whole) for one, whole in zip(short[PROMPT], dataset[PROMPT], strict=True))
+    if changed:
+        logger.warning("%s: %d of %d prompts shortened to %d tokens", name, changed, len(dataset), max_tokens)
+    return short
+
+
 def prepare_prompts(
-    given: Any, name: str, tokenizer: "PreTrainedTokenizerBase", max_tokens: int | None, num_proc: int | None
+    given: Any, name: str, tokenizer: "PreTrainedTokenizerBase", args: PPOConfig
 ) -> tuple[Dataset, int]:
-    """Add `input_ids` to a dataset of text prompts or conversations, and drop prompts that are too long.
+    """Add `input_ids` to a dataset of text prompts or conversations, and drop or shorten prompts that are too long.
 
     Args:
         given: rows (see [`as_dataset`]) with a column `prompt` (text or messages), or with `input_ids` (pad tokens
@@ -177,7 +196,9 @@ def prepare_prompts(
         TypeError: if it cannot be taken as a dataset.
         ValueError: if it has neither column, or a prompt without tokens.
     """
-    dataset = as_dataset(given, name)
+    dataset, max_tokens, num_proc = as_dataset(given, name), args.max_prompt_tokens, args.dataset_num_proc
+    if max_tokens is not None and args.long_prompts == "shorten":
+        dataset = shorten_prompts(dataset, name, tokenizer, max_tokens, num_proc)
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         if INPUT_IDS in batch:
@@ -205,7 +226,7 @@ def prepare_dataset(
     if isinstance(dataset, dict) and name != "train_dataset":
         parts = {key: prepare_dataset(part, f"{name}[{key!r}]", tokenizer, args) for key, part in dataset.items()}
         return {key: part for key, (part, _) in parts.items()}, sum(dropped for _, dropped in parts.values())
-    prepared, dropped = prepare_prompts(dataset, name, tokenizer, args.max_prompt_tokens, args.dataset_num_proc)
+    prepared, dropped = prepare_prompts(dataset, name, tokenizer, args)
     if dropped:
         limit = f"longer than max_prompt_tokens={args.max_prompt_tokens}"
         logger.warning("%s: %d of %d prompts dropped: %s", name, dropped, len(dataset), limit)

@@ -17,6 +17,7 @@ from ..training.trainer import leave_if_asked
 from .config import PPOConfig
 from .rollout import INPUT_IDS, Rollout
 from .sharding import fsdp_plugin, policy_for_generation, uses_deepspeed
+from .truncation import truncate_answers
 from .vllm_sampler import VLLMSampler
 
 
@@ -78,6 +79,12 @@ class Sampler:
             seed: of the sampling (vLLM has its own); the global random state is not changed.
             step: optimizer steps made so far.
         """
+        args, rollout = self.args, self._sample(model, rows, seed, step, greedy)
+        if not args.truncate_after:
+            return rollout
+        return truncate_answers(self.tokenizer, rollout, args.truncate_after, args.truncate_min_tokens)
+
+    def _sample(self, model: nn.Module, rows: list[dict[str, Any]], seed: int, step: int, greedy: bool) -> Rollout:
         leave_if_asked(self.accelerator)
         if self.vllm is not None:
             return self.vllm.sample(rows, step, greedy)

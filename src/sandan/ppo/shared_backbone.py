@@ -239,6 +239,16 @@ def is_of_critic(parameter_name: str) -> bool:
     return "value_model" in parts or CRITIC in parts
 
 
+def drop_policy_gradients(model: nn.Module) -> None:
+    """Leave only the critic's weights a gradient: without one, torch's optimizers change no weight and no moment.
+
+    A weight that policy and critic share counts as the policy's.
+    """
+    for name, parameter in model.named_parameters():
+        if not is_of_critic(name):
+            parameter.grad = None
+
+
 def give_critic_its_rate(optimizer: torch.optim.Optimizer, model: nn.Module, learning_rate: float) -> None:
     """Move the critic's weights of `PolicyAndValue` into separate parameter groups, with this learning rate."""
     critic = {id(parameter) for name, parameter in model.named_parameters() if is_of_critic(name)}

@@ -35,7 +35,8 @@ from .build_models import build_models
 from .config import PPOConfig
 from .evaluation import evaluate_answers, generate_completions, show_samples
 from .experience import Experience, Forward, estimate, last_values
-from .formulas import adapted_kl_coef, clipped_policy_loss, clipped_value_loss, masked_sum
+from .formulas import adapted_kl_coef
+from .losses import micro_batch_loss
 from .metrics import UpdateMetrics
 from .model_card import PAPER, push_checkpoint, write_model_card
 from .policy_and_value import given_or_loaded, token_logprobs
@@ -44,7 +45,7 @@ from .rewards import RewardFunction, score_rollout
 from .rollout import Rollout, prepare_dataset, prompt_indices, queued, shuffled, stream_seed
 from .sampler import Sampler
 from .score_shaping import ScoreShaping
-from .shared_backbone import give_critic_its_rate
+from .shared_backbone import drop_policy_gradients, give_critic_its_rate
 from .trl_names import no_attribute, takes_trl_calls
 from .update_loop import UpdateFlow, UpdateLoader
 from .watch import Watch
@@ -249,7 +250,10 @@ class PPOTrainer(GuardedTrainer):
         """
         if self._update_stopped:
             return torch.zeros((), device=self.accelerator.device)
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.args.trains_critic_only(self.state.global_step):
+            drop_policy_gradients(model)
+        return loss
 
     def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # The inputs are on the device already. Trainer's own method would cast advantages to bf16 under DeepSpeed.
@@ -263,24 +267,13 @@ class PPOTrainer(GuardedTrainer):
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return L = L_policy + vf_coef L_value - entropy_coef H of one micro-batch, normalised over its step."""
-        args, mask, value_mask = self.args, inputs["old_policy_mask"], inputs["old_value_mask"]
         logprobs, entropies, values = model(inputs["input_ids"], inputs["attention_mask"], inputs["responses"])
         values = values - self.value_center  # as the old values
-        policy_losses, ratio, policy_clipped = clipped_policy_loss(
-            logprobs, inputs["old_logprobs"], inputs["old_advantages"], args.cliprange, args.dual_clip
-        )
-        value_losses, value_clipped = clipped_value_loss(
-            values, inputs["old_values"], inputs["old_returns"], args.cliprange_value
-        )
-        policy_loss, value_loss = masked_sum(policy_losses, mask), masked_sum(value_losses, value_mask)
-        entropy = masked_sum(entropies, mask)
-        sums = {"loss/policy_avg": policy_loss, "loss/value_avg": value_loss, "policy/entropy_avg": entropy}
-        self.metrics.add_micro_batch(inputs, sums, logprobs, ratio, policy_clipped, value_clipped)
-        tokens, value_tokens = inputs["tokens"], inputs["value_tokens"]
-        loss = policy_loss / tokens + args.vf_coef * value_loss / value_tokens - args.entropy_coef * entropy / tokens
+        made = micro_batch_loss(inputs, logprobs, entropies, values, self.args)
+        self.metrics.add_micro_batch(inputs, made.sums, logprobs, made.ratio, made.policy_clipped, made.value_clipped)
         # Trainer divides by the micro-batches of the step and DDP by the ranks. The division by tokens has done both
         # already, so they are undone here.
-        return loss * self.current_gradient_accumulation_steps * self.accelerator.num_processes
+        return made.loss * self.current_gradient_accumulation_steps * self.accelerator.num_processes
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None) -> Any:
         """Check that loss and gradient are finite, and stop the update if its approximate KL is above `max_approx_kl`.
@@ -332,7 +325,7 @@ class PPOTrainer(GuardedTrainer):
         """Finish the metrics of an update, set the next KL coefficient, and check for a collapse."""
         self.metrics.hide(self.state)
         args, metrics = self.args, self.metrics.finish(self.state.episode)
-        if args.target_kl is not None:
+        if args.target_kl is not None and not args.trains_critic_only(self.state.global_step - 1):
             self.kl_coef = adapted_kl_coef(
                 self.kl_coef, metrics["objective/kl"], args.target_kl, args.batch_size, args.kl_horizon
             )

@@ -22,8 +22,8 @@ NEVER = -100.0
 class VLLMSampler:
     """Sampler that uses vLLM instead of `generate`, for the same policy and temperature.
 
-    PPO needs no importance correction for this, because old log-probs come from the training forward. But the answers
-    are drawn from vLLM's slightly different probabilities; [`sampling_difference`] measures the difference.
+    Old log-probs come from the training forward, so the first ratio is 1. But the answers are drawn from vLLM's slightly
+    different probabilities: [`sampling_difference`] measures the difference, and `importance_cap` corrects for it.
 
     Args:
         policy: the policy (with its adapters, if any), loaded from a path, because vLLM reads the model from there.
