@@ -86,7 +86,7 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], tex
     """Return the ids of texts that begin with rendered `prompts`."""
     if not texts:
         return []
-    begin = frame(tokenizer)
+    begin = frame(tokenizer) if any(isinstance(prompt, str) for prompt in prompts) else []
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return [begin + ids if isinstance(prompt, str) else ids for prompt, ids in zip(prompts, encoded, strict=True)]
 

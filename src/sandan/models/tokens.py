@@ -9,6 +9,7 @@
   EOS, the stop token, or an id that the model does not have.
 """
 
+import functools
 from typing import TYPE_CHECKING
 
 
@@ -38,6 +39,12 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """
     if tokenizer.chat_template is None:
         return None
+    return _turn_end(tokenizer, str(tokenizer.chat_template), len(tokenizer))
+
+
+@functools.lru_cache(maxsize=32)
+def _turn_end(tokenizer: "PreTrainedTokenizerBase", chat_template: str, size: int) -> int | None:
+    """Find [`turn_end`], once for each chat template and number of tokens: every row asks for it."""
     turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": PROBE}]
     after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(PROBE)[2]
     added = added_ids(tokenizer)
