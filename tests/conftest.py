@@ -15,7 +15,14 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests
 
 
 # Minutes each: begun first, so that no core waits for the other one at the end.
-LONG = ("test_chain.py", "test_seed_examples.py", "test_zoo.py", "test_checkpoints.py", "test_docs.py", "test_distributed.py")
+LONG = (
+    "test_chain.py",
+    "test_seed_examples.py",
+    "test_zoo.py",
+    "test_checkpoints.py",
+    "test_docs.py",
+    "test_distributed.py",
+)
 
 
 def pytest_collection_modifyitems(items):
