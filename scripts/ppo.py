@@ -77,12 +77,7 @@ def main(config, judge, model_args, data, stage):
         )
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{stage.output_dir}: {error}") from error
-    for rows in (trainer.train_dataset, trainer.eval_dataset):
-        lengths = [len(ids) for ids in rows["input_ids"]] if rows is not None else []
-        for path in (policy_path, reward_path):
-            if (found := checks.config_of(path)) is not None:
-                options = ("response_length", found, path, "max_prompt_tokens")
-                checks.check_prompts(lengths, config.response_length, *options)
+    check_lengths(trainer, (policy_path, reward_path))
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(training.ShortProgress(WATCHED))
     output = training.train(trainer, stage)
@@ -93,6 +88,18 @@ def main(config, judge, model_args, data, stage):
             metrics |= {key: value for key, value in measured if not key.endswith(training.NOT_METRICS)}
             metrics |= curve_metrics(ppo_curve(trainer.state.log_history))
     stage.finish(summary(trainer.state.log_history, output.metrics["train_runtime"]) | metrics, config.device.type)
+
+
+def check_lengths(trainer, paths):
+    """Refuse prompts that leave no room for an answer in the positions of one of the models."""
+    from sandan.models.checks import check_prompts, config_of
+
+    for rows in (trainer.train_dataset, trainer.eval_dataset):
+        lengths = [len(ids) for ids in rows["input_ids"]] if rows is not None else []
+        for path in paths:
+            if (found := config_of(path)) is not None:
+                new = trainer.args.response_length
+                check_prompts(lengths, new, "response_length", found, path, "max_prompt_tokens")
 
 
 def summary(history: list[dict], seconds: float) -> dict[str, float]:

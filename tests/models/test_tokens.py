@@ -124,3 +124,15 @@ def test_datasets_become_those_rows(name, tokenizer, tmp_path):
     )
     made = reward_rows(pairs, tokenizer, RewardConfig(str(tmp_path), use_cpu=True, bf16=False))
     assert made["rejected_ids"][0] == made["chosen_ids"][1] == encode_answers(tokenizer, ["Q "], ["b"])[0]
+
+
+def test_rows_bring_their_tools_to_the_reward_model_as_to_sft(tokenizers):
+    tokenizer = copy.deepcopy(tokenizers["qwen instruct"])
+    tokenizer.chat_template = "{% for tool in tools or [] %}{{ tool['name'] }} {% endfor %}" + zoo.CHATML
+    rows = [
+        {"prompt": [QUESTION], "chosen": [MORE], "rejected": [ANSWER], "tools": tools}
+        for tools in ([{"name": "search"}], None, '[{"name": "sum"}]')
+    ]
+    found = encode_side(tokenizer, rows, "chosen")
+    assert found == [encode_row({**row, "completion": row["chosen"]}, tokenizer)[0] for row in rows]
+    assert [tokenizer.decode(ids).split("<")[0].strip() for ids in found] == ["search", "", "sum"]

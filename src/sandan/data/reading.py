@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.errors import UserError
-from .row_checks import MAX_ROW_BYTES, Problem, kind_of, open_lines, read_rows
+from .row_checks import MAX_ROW_BYTES, Problem, bounded_lines, kind_of, open_lines, read_rows, too_long
 
 
 NUMBERS = ("margin",)
@@ -111,12 +111,8 @@ def _documents(file: str | Path) -> Iterator[Read]:
 
 def _document(number: int, lines: list[str], size: int) -> Read:
     if size > MAX_ROW_BYTES:
-        return Read(number, None, _too_long())
+        return Read(number, None, too_long())
     return Read(number, {"text": "\n".join(lines)})
-
-
-def _too_long() -> Problem:
-    return Problem("", f"longer than {MAX_ROW_BYTES >> 20} MiB", "too long")
 
 
 def _has_blank_lines(file: str | Path) -> Iterator[bool]:
@@ -132,22 +128,16 @@ def _has_blank_lines(file: str | Path) -> Iterator[bool]:
 
 
 def _text_lines(file: str | Path) -> Iterator[tuple[int, str, Problem | None]]:
-    with open_lines(file) as stream:
-        number = 0
-        while line := stream.readline(MAX_ROW_BYTES + 1):
-            number += 1
-            if len(line) > MAX_ROW_BYTES:
-                while line and not line.endswith(b"\n"):
-                    line = stream.readline(1 << 20)
-                yield number, "", _too_long()
-                continue
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                found = f"not UTF-8 at byte {error.start}; save the file as UTF-8"
-                yield number, "", Problem("", found, "not UTF-8")
-            else:
-                yield number, text, None
+    for number, line in bounded_lines(file):
+        if line is None:
+            yield number, "", too_long()
+            continue
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            yield number, "", Problem("", f"not UTF-8 at byte {error.start}; save the file as UTF-8", "not UTF-8")
+        else:
+            yield number, text, None
 
 
 def _csv_rows(file: str | Path) -> Iterator[Read]:

@@ -227,18 +227,30 @@ def open_lines(path: str | Path) -> IO[bytes]:
     return gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb")
 
 
-def read_rows(path: str | Path) -> Iterator[tuple[int, Any, bytes, Problem | None]]:
-    """Yield line number, JSON value, line and problem of each line of a JSONL file that is not blank."""
+def bounded_lines(path: str | Path) -> Iterator[tuple[int, bytes | None]]:
+    """Yield number and bytes of each line of a file, in constant memory; None for one that is too long."""
     with open_lines(path) as stream:
         number = 0
         while line := stream.readline(MAX_ROW_BYTES + 1):
             number += 1
-            if len(line) > MAX_ROW_BYTES:
-                while line and not line.endswith(b"\n"):
-                    line = stream.readline(1 << 20)
-                yield number, None, b"", Problem("", f"longer than {MAX_ROW_BYTES >> 20} MiB", "too long")
-            elif line.strip():
-                yield number, *_parse(line)
+            whole = len(line) <= MAX_ROW_BYTES
+            yield number, line if whole else None
+            while not whole and line and not line.endswith(b"\n"):
+                line = stream.readline(1 << 20)
+
+
+def too_long() -> Problem:
+    """Return the problem of a row that is too long."""
+    return Problem("", f"longer than {MAX_ROW_BYTES >> 20} MiB", "too long")
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[int, Any, bytes, Problem | None]]:
+    """Yield line number, JSON value, line and problem of each line of a JSONL file that is not blank."""
+    for number, line in bounded_lines(path):
+        if line is None:
+            yield number, None, b"", too_long()
+        elif line.strip():
+            yield number, *_parse(line)
 
 
 def _parse(line: bytes) -> tuple[Any, bytes, Problem | None]:

@@ -14,7 +14,7 @@ from .row_checks import Findings, Problem, RowChecker, RowHashes, place_of, read
 
 @dataclass
 class Scan:
-    """What is known of the rows of several files.
+    """Collect what is known of the rows of several files.
 
     Args:
         columns: accepted sets of columns, as in [`RowChecker`].

@@ -1,9 +1,9 @@
 """Whether the chat format of a tokenizer can write a row: asked of every row, before anything is trained."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..models.rendering import template_options
 from .forms import ANSWERS
 from .row_checks import Problem
 
@@ -55,14 +55,10 @@ def _refusal(
 ) -> Problem | None:
     from jinja2 import TemplateError
 
-    options = row.get("chat_template_kwargs")
-    options = options if isinstance(options, dict) else {}
+    options = template_options(row)
 
     def written(conversation: list[dict[str, Any]]) -> str:
-        tools = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else row.get("tools")
-        return tokenizer.apply_chat_template(
-            conversation, tools=tools, tokenize=False, add_generation_prompt=is_prompt, **options
-        )
+        return tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=is_prompt, **options)
 
     try:
         text = written(turns)

@@ -68,7 +68,7 @@ class Experience:
 
 @dataclass
 class Outputs:
-    """What a model says of the trained tokens, each `(B, T)`; `logits` is `(B, T, V)`."""
+    """Hold what a model says of the trained tokens, each `(B, T)`; `logits` is `(B, T, V)`."""
 
     logprobs: torch.Tensor
     entropies: torch.Tensor

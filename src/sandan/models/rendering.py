@@ -5,7 +5,8 @@ A row is the ids of its prompt, which are what `generate` gets, then the ids of 
 two stay apart: the model must sample the answer after exactly these ids.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -60,6 +61,13 @@ def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, **option
     if isinstance(prompt, str) or not prompt:
         return prompt or ""
     return render_turns(tokenizer, prompt, add_generation_prompt=True, **options)
+
+
+def template_options(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the chat template that a row brings: its tools, and `chat_template_kwargs`."""
+    tools, options = row.get("tools"), row.get("chat_template_kwargs")
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    return ({"tools": tools} if tools else {}) | (options if isinstance(options, dict) else {})
 
 
 def encode_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], **options: Any) -> list[list[int]]:

@@ -10,7 +10,7 @@ from .formulas import clipped_policy_loss, clipped_value_loss, masked_sum
 
 @dataclass
 class MicroBatchLoss:
-    """What a micro-batch adds to its optimizer step.
+    """Hold what a micro-batch adds to its optimizer step.
 
     Args:
         loss: L_policy + vf_coef L_value - entropy_coef H, over the tokens of the whole step, with its gradient.

@@ -1,9 +1,10 @@
 """Rows of reward training as token ids: both answers after their prompt, as PPO and the gate score them."""
 
+import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from ..models.rendering import Prompt, encode_rows
+from ..models.rendering import Prompt, encode_rows, template_options
 
 
 if TYPE_CHECKING:
@@ -19,12 +20,16 @@ def split_answer(prompt: Prompt | None, answer: str | list[dict[str, Any]]) -> t
     return [*(prompt or []), *answer[:-1]], answer[-1]
 
 
-def encode_side(
-    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[dict[str, Any]], side: Literal["chosen", "rejected"]
-) -> list[list[int]]:
-    """Return the ids of each row's chosen or rejected answer, after its prompt."""
-    pairs = [split_answer(row.get("prompt"), row[side]) for row in rows]
-    return [ids for ids, _ in encode_rows(tokenizer, *map(list, zip(*pairs, strict=True)))]
+def encode_side(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[dict[str, Any]], side: str) -> list[list[int]]:
+    """Return the ids of the answer of each row in the column `side`, after its prompt, with the tools that it brings."""
+    given: dict[str, list[tuple[Prompt, Any]]] = {}
+    for row in rows:
+        given.setdefault(json.dumps(template_options(row)), []).append(split_answer(row.get("prompt"), row[side]))
+    encoded = {
+        options: iter(encode_rows(tokenizer, *map(list, zip(*pairs, strict=True)), **json.loads(options)))
+        for options, pairs in given.items()
+    }
+    return [next(encoded[json.dumps(template_options(row))])[0] for row in rows]
 
 
 def tokenized(
@@ -37,15 +42,15 @@ def tokenized(
     from datasets import IterableDataset
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        prompts = batch.get("prompt") or [None] * len(batch["chosen"])
-        pairs = {
-            side: [split_answer(*pair) for pair in zip(prompts, batch[side], strict=True)]
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        keys = {
+            side: [repr((row.get("prompt"), row[side], template_options(row))) for row in rows]
             for side in ("chosen", "rejected")
         }
-        distinct = {repr(pair): pair for side in pairs.values() for pair in side}
-        rows = encode_rows(tokenizer, *map(list, zip(*distinct.values(), strict=True)))
-        ids = dict(zip(distinct, (row for row, _ in rows), strict=True))
-        return {f"{side}_ids": [ids[repr(pair)] for pair in found] for side, found in pairs.items()}
+        distinct = {key: (row, side) for side in keys for key, row in zip(keys[side], rows, strict=True)}
+        answers = [{**row, "answer": row[side]} for row, side in distinct.values()]
+        ids = dict(zip(distinct, encode_side(tokenizer, answers, "answer"), strict=True))
+        return {f"{side}_ids": [ids[key] for key in found] for side, found in keys.items()}
 
     if "chosen_ids" in (dataset.column_names or ()):
         return dataset

@@ -133,23 +133,7 @@ def _run(
         return
     *values, options = parsed
     config_path, _ = split_config_option(argv)
-    config = effective_config((*values, options))
-    if not config.get("output_dir"):
-        raise UserError("--output_dir: missing; the convention is outputs/<recipe>/<stage>")
-    output_dir = Path(config["output_dir"])
-    name = Path(config_path).stem if config_path else output_dir.name
-    recipe = Path(config_path).resolve().parent.name if config_path else output_dir.resolve().parent.name
-    recipe_dir = Path(config_path).parent if config_path else None
-    stage = Stage(
-        name,
-        recipe,
-        output_dir,
-        config.get("seed", 0),
-        config,
-        recipe_dir=recipe_dir,
-        run=options,
-        given=frozenset(parser.origins),
-    )
+    stage = _stage_of(parsed, config_path, frozenset(parser.origins))
     if options.dry_run:
         from .dry_run import DryRun
 
@@ -173,6 +157,24 @@ def _run(
         print(f"{stage.name}: done, see {stage.output_dir}/result.json")
         if stage.next_command():
             print(f"next: {stage.next_command()}")
+
+
+def _stage_of(parsed: Sequence[Any], config_path: str | None, given: frozenset[str]) -> Stage:
+    """Return the stage that was asked for; a recipe file gives it its name and that of its recipe.
+
+    Args:
+        parsed: the values of all dataclasses, the run's own options last.
+        given: names of the options that were given.
+    """
+    config = effective_config(tuple(parsed))
+    if not config.get("output_dir"):
+        raise UserError("--output_dir: missing; the convention is outputs/<recipe>/<stage>")
+    output_dir = Path(config["output_dir"])
+    name = Path(config_path).stem if config_path else output_dir.name
+    recipe = Path(config_path).resolve().parent.name if config_path else output_dir.resolve().parent.name
+    recipe_dir = Path(config_path).parent if config_path else None
+    seed = config.get("seed", 0)
+    return Stage(name, recipe, output_dir, seed, config, recipe_dir=recipe_dir, run=parsed[-1], given=given)
 
 
 @contextlib.contextmanager

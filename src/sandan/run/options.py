@@ -55,7 +55,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Condition:
-    """What options need to have an effect.
+    """Say what options need to have an effect.
 
     Args:
         options: names of options, separated by spaces.

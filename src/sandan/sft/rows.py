@@ -1,10 +1,9 @@
 """Rows of SFT as token ids and labels: the answers are trained, each with its stop token, and nothing else."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
-from ..models.rendering import IGNORED, encode_conversation, encode_document, encode_rows
+from ..models.rendering import IGNORED, encode_conversation, encode_document, encode_rows, template_options
 
 
 if TYPE_CHECKING:
@@ -32,13 +31,6 @@ def encode_row(
         return ids, [IGNORED] * start + ids[start:]
     ids = encode_document(tokenizer, row[text_field])
     return ids, ids
-
-
-def template_options(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the chat template that a row brings: its tools, and `chat_template_kwargs`."""
-    tools = row.get("tools")
-    tools = json.loads(tools) if isinstance(tools, str) else tools
-    return ({"tools": tools} if tools else {}) | (row.get("chat_template_kwargs") or {})
 
 
 def tokenized(
