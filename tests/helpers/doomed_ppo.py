@@ -103,10 +103,6 @@ class DoomedReward:
 MOMENTS = ("rollout", "reward", "update", "save")
 
 
-def one_thread():
-    return os.environ | {"OMP_NUM_THREADS": "1"}
-
-
 def die_at_every_moment(folder):
     """Fork a run for each moment (before torch has started any thread) and let it die there."""
     for moment in MOMENTS:

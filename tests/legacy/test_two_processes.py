@@ -1,12 +1,12 @@
 """`step` on two processes of the CPU (gloo) makes the update of one process that has the rows of both."""
 
 import os
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
-from helpers.doomed_ppo import one_thread
+from helpers.scripts import run_on_two_ranks, run_processes
 from helpers.tiny_ppo import make_policy, make_tokenizer
 
 import sandan.legacy.trainer
@@ -56,11 +56,8 @@ def two_steps(folder):
 
 
 def test_two_processes_make_the_step_of_one(tmp_path):
-    for start in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]):
-        command = [sys.executable, *start, __file__, str(tmp_path)]
-        done = subprocess.run(
-            command, check=False, env=one_thread(), capture_output=True, encoding="utf-8", timeout=180
-        )
+    for run in (partial(run_processes, [{}], timeout=180), run_on_two_ranks):
+        done = run(__file__, tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
     (numbers, weights), (others, other_weights) = (torch.load(tmp_path / f"{world}.pt") for world in (1, 2))
     assert len(numbers) > 20

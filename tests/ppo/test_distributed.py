@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import unittest.mock
 from pathlib import Path
@@ -15,6 +14,7 @@ from helpers import ROOT
 from helpers import doomed_ppo as options
 from helpers import tiny_ppo as base
 from helpers.doomed_ppo import timeless
+from helpers.scripts import environment_of, run_on_two_ranks
 from helpers.tiny_ppo import assert_equal_weights
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
@@ -86,19 +86,19 @@ def make_models(folder):
     )
 
 
-def on_two_processes(task, folder, *launcher, check=True):
+def on_two_processes(task, folder, check=True, **environment):
     """Run a function of this file, by its name, on two processes."""
-    launcher = launcher or ("torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    command = [sys.executable, "-m", *map(str, launcher), __file__, task, str(folder)]
-    done = subprocess.run(
-        command, check=False, env=options.one_thread(), capture_output=True, encoding="utf-8", timeout=180
-    )
+    done = run_on_two_ranks(__file__, task, folder, **environment)
     if check:
         assert done.returncode == 0, done.stderr[-3000:]
     return done
 
 
 # ---- FSDP2 ----
+
+
+def sharded():
+    return environment_of("--config_file", FSDP2, "--num_processes", 2, "--mixed_precision", "no")
 
 
 class Gathers(TorchDispatchMode):
@@ -174,8 +174,7 @@ def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     for name, model in zip(("policy", "classifier"), make_models(folder), strict=True):
         model.save_pretrained(folder / name)
-    settings = ("--config_file", FSDP2, "--num_processes", 2, "--mixed_precision", "no", "--main_process_port", 0)
-    on_two_processes("train_in_shards", folder, "accelerate.commands.launch", *settings)
+    on_two_processes("train_in_shards", folder, **sharded())
     return folder, json.loads((folder / "found.json").read_text())
 
 
@@ -257,11 +256,9 @@ def warm_up(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP2"])
-def test_a_warm_up_on_two_processes_is_that_of_one(tmp_path, sharded):
-    settings = ("accelerate.commands.launch", "--config_file", FSDP2, "--num_processes", 2)
-    settings += ("--mixed_precision", "no", "--main_process_port", 0)
-    on_two_processes("warm_up", tmp_path, *settings if sharded else ())
+@pytest.mark.parametrize("environment", [{}, sharded()], ids=["DDP", "FSDP2"])
+def test_a_warm_up_on_two_processes_is_that_of_one(tmp_path, environment):
+    on_two_processes("warm_up", tmp_path, **environment)
     one = make(
         tmp_path / "one", base.FixedAnswers, processes=1, critic_warmup_updates=1, total_episodes=8, weight_decay=0.1
     )

@@ -4,14 +4,15 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import doomed_ppo
 from helpers import tiny_ppo as base
-from helpers.doomed_ppo import MOMENTS, one_thread, resumable, timeless
+from helpers.doomed_ppo import MOMENTS, resumable, timeless
+from helpers.scripts import run_on_two_ranks, run_processes
 from helpers.tiny_ppo import ONE, assert_equal_weights, share_of_w5, updates, weights
 from peft import LoraConfig
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -241,10 +242,7 @@ def test_a_model_that_is_not_finite_is_named_before_the_step(tiny):
 
 @pytest.mark.slow
 def test_a_reward_that_fails_on_one_rank_ends_all_ranks(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
-    done = subprocess.run(
-        [*command, "ranks", str(tmp_path)], check=False, env=one_thread(), capture_output=True, timeout=120
-    )
+    done = run_on_two_ranks(__file__, tmp_path)
     assert done.returncode != 0
     errors = {path.name: path.read_text() for path in tmp_path.glob("*.txt")}
     assert errors["1.txt"].startswith("step 1 (update 1): reward by_rank: raised OSError: no connection on 4")
@@ -367,8 +365,7 @@ def test_logits_of_a_whole_rollout_are_never_held(tiny):
 
 @pytest.mark.slow
 def test_a_run_killed_anywhere_goes_on_as_if_it_had_not_been(tmp_path):
-    command = [sys.executable, "-m", "helpers.doomed_ppo", str(tmp_path)]
-    subprocess.run(command, check=True, env=one_thread(), capture_output=True, timeout=180)
+    run_processes([{}], doomed_ppo.__file__, tmp_path, timeout=180).check_returncode()
     whole = resumable(tmp_path / "whole")
     whole.train()
     assert {log["policy/epochs_used"] for log in updates(whole)} != {2}  # some steps were skipped
@@ -434,4 +431,4 @@ def test_a_run_without_a_whole_checkpoint_says_so(tiny, tmp_path):
 
 
 if __name__ == "__main__":  # started by the tests that need processes of their own
-    {"ranks": fail_on_one_rank}[sys.argv[1]](Path(sys.argv[2]))
+    fail_on_one_rank(Path(sys.argv[1]))

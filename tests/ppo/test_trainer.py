@@ -7,9 +7,7 @@ import copy
 import json
 import logging
 import math
-import os
 import re
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -17,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from helpers.scripts import run_on_two_ranks
 from helpers.tiny_ppo import (
     ONE,
     SIZES,
@@ -212,10 +211,7 @@ def test_activation_checkpointing_does_not_change_the_result(tiny):
 @pytest.mark.slow
 def test_two_ranks_make_the_run_of_one(tmp_path):
     train_on_fixed_answers(tmp_path / "one", accumulation=4)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command.append(str(tmp_path / "two"))
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, encoding="utf-8", timeout=120)
+    done = run_on_two_ranks(__file__, tmp_path / "two")
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads((tmp_path / name / "logs.json").read_text()) for name in ("one", "two"))
     timed = {name for log in one for name in log if name == "eps" or name.startswith("time/")}

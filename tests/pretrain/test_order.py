@@ -1,8 +1,6 @@
 """Which rows a step of pretraining sees: the same on one process and on two (gloo), with workers, and when resumed."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import pytest
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
-from helpers import OFFLINE
+from helpers.scripts import run_on_two_ranks
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from sandan.pretrain.masking import BlockCollator
@@ -103,9 +101,7 @@ def on_two_processes(folder):
 @pytest.mark.slow
 def test_two_processes(tmp_path, expected):
     """The resumed run begins in the middle of the second epoch."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, tmp_path]
-    environment = os.environ | OFFLINE
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, encoding="utf-8", timeout=180)
+    done = run_on_two_ranks(__file__, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["whole"] == found["shared"] == expected

@@ -16,6 +16,7 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers import ROOT, TEXTS
+from helpers.scripts import run_on_two_ranks
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 
 from sandan.core import signals
@@ -443,7 +444,7 @@ def test_room_is_asked_for_before_the_start(make, tmp_path, monkeypatch):
 
 
 def on_two_ranks(folder, moment):
-    """Run by torchrun: only rank 1 gets the signal, or the bad number; what each rank saw is written down."""
+    """Run on each of two ranks: only rank 1 gets the signal, or the bad number; what each rank saw is written down."""
     from sandan.pretrain.tokenizer import train_tokenizer
 
     rank = os.environ["RANK"]
@@ -481,10 +482,7 @@ def spoil(trainer):
 @pytest.mark.slow
 @pytest.mark.parametrize("moment, step", [("step", 3), ("evaluation", 2), ("nan", 2)])
 def test_all_ranks_stop_together_where_one_must(tmp_path, moment, step):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
-    done = subprocess.run(
-        [*command, str(tmp_path), moment], check=False, capture_output=True, encoding="utf-8", timeout=180
-    )
+    done = run_on_two_ranks(__file__, tmp_path, moment)
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert [one["step"] for one in ranks] == [step, step]
