@@ -91,6 +91,7 @@ def test_text_stays_text_whatever_it_looks_like(kind, texts, tmp_path):
     assert load(tmp_path / f"a{kind}")[0] == rows
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(

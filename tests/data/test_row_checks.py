@@ -263,6 +263,7 @@ JSON = st.recursive(
 NAMES = st.sampled_from(["text", "prompt", "completion", "messages", "chosen", "rejected", "x"])
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.dictionaries(NAMES, JSON, max_size=4), min_size=1, max_size=3))
 def test_any_json_is_rows_or_one_line(rows, tmp_path):

@@ -42,7 +42,7 @@ class Hub:
 @contextmanager
 def serve():
     hub = Hub()
-    threading.Thread(target=hub.server.serve_forever, daemon=True).start()
+    threading.Thread(target=hub.server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield hub
     finally:

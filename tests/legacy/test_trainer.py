@@ -499,6 +499,7 @@ def sentiment(texts):
     return [{"score": sum(word in ("w5", "w7", "w9") for word in text.split()) / 3} for text in texts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peft", [False, True], ids=["full", "lora"])
 def test_the_sentiment_tutorial_learns(tmp_path, peft):
     config = PPOConfig(

@@ -186,6 +186,7 @@ def test_other_models_are_told_apart(kind, reason, tokenizer):
     assert reason in obstacle(make_model(kind, tokenizer))
 
 
+@pytest.mark.slow
 def test_layers_are_compiled_once_for_all_sizes(tokenizer):
     graphs = []
 

@@ -58,6 +58,7 @@ def test_options_out_of_range_are_refused():
             PPOConfig("unused", use_cpu=True, **bad)
 
 
+@pytest.mark.slow
 def test_dual_clip_bounds_the_loss(tiny):
     def final(**kwargs):
         trainer = tiny(num_ppo_epochs=4, learning_rate=3e-2, **kwargs)
@@ -69,6 +70,7 @@ def test_dual_clip_bounds_the_loss(tiny):
     assert not torch.equal(free["policy.lm_head.weight"], near["policy.lm_head.weight"])
 
 
+@pytest.mark.slow
 def test_an_update_ends_early_above_the_approximate_kl(tiny):
     settings = {"num_ppo_epochs": 4, "num_mini_batches": 2, "learning_rate": 1e-2, "total_episodes": 24}
     trainer = tiny(max_approx_kl=0.005, **settings)
@@ -188,6 +190,7 @@ def test_the_average_policy_is_the_decayed_sum_of_all_steps(tiny, tmp_path, adap
         tiny(policy_ema_decay=0.5, model=base.make_policy().bfloat16())
 
 
+@pytest.mark.slow
 def test_compiled_layers_of_one_kind_share_what_is_compiled(tiny, monkeypatch):
     """Sampling and rewards too: with a cache each layer would be a case of its own, and past a limit none is compiled."""
 
@@ -311,6 +314,7 @@ def lose_the_policy(entries):
     return [Finding("endless", "answers stop ending", collapse=True)] if bad else []
 
 
+@pytest.mark.slow
 def test_a_finding_is_logged_once_and_a_collapse_can_stop_the_run(tiny, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(watch, "findings", lose_the_policy)
     settings = {"total_episodes": 24, "logging_steps": 2, "save_strategy": "steps", "save_steps": 2}
@@ -340,6 +344,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 def test_logits_of_a_whole_rollout_are_never_held(tiny):
     answers, width, vocabulary = 16, 32, 1024
     largest = {}
@@ -381,6 +386,7 @@ def test_a_run_killed_anywhere_goes_on_as_if_it_had_not_been(tmp_path):
             assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [4, 8, 12])
 def test_every_option_resumes_exactly(tmp_path, step):
     whole, resumed = resumable(tmp_path / "run"), resumable(tmp_path / "run")
@@ -395,6 +401,7 @@ def test_every_option_resumes_exactly(tmp_path, step):
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["rollout", "evaluation"])
 def test_a_signal_ends_a_rollout_or_an_evaluation_at_once_and_nothing_is_lost(tmp_path, moment):
     options = {"eval_strategy": "steps", "eval_steps": 4, "local_rollout_forward_batch_size": 2}

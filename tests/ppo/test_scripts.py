@@ -227,6 +227,7 @@ class Rows(torch.utils.data.Dataset):
         return {"input_ids": torch.tensor([3 + index, 4, 5])}
 
 
+@pytest.mark.slow
 def test_data_in_every_form_make_the_same_run(script):
     plain = Dataset.from_dict({"input_ids": [[3 + index, 4, 5] for index in range(16)]})
     formatted = copy.deepcopy(plain)
@@ -497,6 +498,7 @@ def test_lora_policy_and_lora_reward(script):
 # ---- Padding and precision ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["auto", "generate"])
 def test_an_added_pad_token_is_read_by_no_model(script, engine):
     tokenizer = make_tokenizer(pad=None)

@@ -160,6 +160,7 @@ def test_resumed_run_equals_the_uninterrupted_one(shared, tiny, reward_folder, t
     ]
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_computes_layers_again_with_their_own_adapter(shared, reward_folder, tmp_path):
     plain = shared(str(reward_folder))
     plain.train()

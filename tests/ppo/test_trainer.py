@@ -119,6 +119,7 @@ def test_generation_settings_of_the_model_do_not_leak(tiny):  # T13
     assert trainer.policy_model.generation_config.repetition_penalty == 1.3
 
 
+@pytest.mark.slow
 def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(tiny):  # T16
     gradients = []
     for rows, accumulation in ((8, 1), (2, 4), (1, 8)):
@@ -146,6 +147,7 @@ def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(tiny):  # T16
         assert (gradients[0] - other).norm() < 1e-5 * gradients[0].norm()
 
 
+@pytest.mark.slow
 def test_metrics_do_not_depend_on_how_the_batch_is_cut(tiny):  # T2
     logs = []
     for rows, accumulation, minibatches in ((8, 1, 1), (8, 1, 4), (2, 4, 1), (2, 4, 2), (1, 8, 8)):
@@ -172,6 +174,7 @@ def test_metrics_do_not_depend_on_how_the_batch_is_cut(tiny):  # T2
             assert first == pytest.approx(second, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped(tiny):  # T10
     trainer = tiny(max_grad_norm=1e-6)
     norms = spy_on_steps(trainer)
@@ -179,6 +182,7 @@ def test_gradients_are_clipped(tiny):  # T10
     assert max(norms) <= 1.01e-6
 
 
+@pytest.mark.slow
 def test_runs_are_reproducible_and_seeds_matter(tiny):  # T6
     finals = []
     for seed in (1, 1, 2):
@@ -261,6 +265,7 @@ def train_on_fixed_answers(folder, accumulation):
 # ---- Learning ----
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_reward_asks_for(tiny):
     trainer = tiny(
         reward=share_of_w5,
@@ -278,6 +283,7 @@ def test_it_learns_what_the_reward_asks_for(tiny):
     assert updates(trainer)[-1]["objective/kl"] > 1
 
 
+@pytest.mark.slow
 def test_a_kl_penalty_keeps_the_policy_near_the_reference(tiny):
     def final_kl(coefficient):
         trainer = tiny(
@@ -401,6 +407,7 @@ def test_eos_stops_by_default_and_another_stop_token_can(tiny):  # T21, T22
         tiny(stop_token="eos", stop_token_id=0)
 
 
+@pytest.mark.slow
 def test_the_penalty_is_for_answers_without_the_stop_token(tiny):  # T15, T27
     for mode in ("subtract", "replace"):
         trainer = tiny(
@@ -701,6 +708,7 @@ class StopAfter(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapters", [False, True])
 def test_a_resumed_run_equals_an_uninterrupted_one(tiny, tmp_path, adapters):  # T7
     def make(**kwargs):
@@ -743,6 +751,7 @@ def test_the_epoch_strategy_means_passes_over_the_data(tiny, tmp_path):
     assert saved == [4, 6, 10]  # the updates in which passes 1, 2 and 3 end (two steps each); the last is the end
 
 
+@pytest.mark.slow
 def test_the_best_model_is_loaded_and_kept(tiny, tmp_path):
     # What improves here is the other way round: the first of the three checkpoints is the best.
     trainer = tiny(
@@ -793,6 +802,7 @@ class Events(TrainerCallback):
         self.logged.append((state.global_step, dict(logs)))
 
 
+@pytest.mark.slow
 def test_callbacks_and_loggers_see_a_run_as_that_of_any_trainer(tiny):
     events = Events()
     trainer = tiny(

@@ -81,6 +81,7 @@ def policy(tmp_path):
     return AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
 
 
+@pytest.mark.slow
 def test_a_run_samples_from_vllm_and_trains_on_policy(tiny, stand_in, policy):
     trainer = tiny(use_vllm=True, model=policy, response_length=16, eval_strategy="steps", eval_steps=2)
     trainer.train()
@@ -155,6 +156,7 @@ def test_vllm_is_told_to_sample_the_bare_policy_until_the_stop_token(tiny, stand
     assert engine.temperatures == [0.9, 0.0]
 
 
+@pytest.mark.slow
 def test_a_best_model_that_was_loaded_reaches_vllm(tiny, stand_in, policy):
     trainer = tiny(
         use_vllm=True,

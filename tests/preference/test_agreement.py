@@ -159,7 +159,7 @@ def http_server(monkeypatch):
                 pass
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         server.url, server.requests = f"http://127.0.0.1:{server.server_port}", []
         started.append(server)
         return server

@@ -16,7 +16,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from helpers import ROOT, zoo
 from helpers.checkout import environment, make, make_checkout, targets
-from helpers.scripts import run_script
+from helpers.scripts import run_processes, run_script
 
 import sandan.run.cli
 from sandan.core.chain import CHAIN
@@ -178,6 +178,7 @@ def test_every_document_is_found():
     assert {place for place, _ in documented_commands()} >= {f"scripts/{script}.py" for script in SCRIPTS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", distinct("make"))
 def test_make_command_is_accepted(checkout, specs, monkeypatch, command):
     arguments = shlex.split(command)[1:]
@@ -203,6 +204,7 @@ def test_accelerate_command_is_parsed(checkout, specs, monkeypatch, command):
     parse(specs, *launched(shlex.split(command), checkout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", distinct(*PYTHON))
 def test_python_command_runs_or_is_parsed(checkout, specs, monkeypatch, command):
     words = shlex.split(command)
@@ -305,7 +307,8 @@ def test_python_example_runs(tmp_path, block):
     # A folder of this name stands for the model on the Hub.
     for name in re.findall(r'model="(\w+/[\w.-]+)"', block):
         zoo.write("one token for all", tmp_path / name)
-    done = run_python(tmp_path, "-c", block)
+    (tmp_path / "example.py").write_text(block, encoding="utf-8")
+    done = run_processes([{}], tmp_path / "example.py", cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     if " at first" not in block:
         assert list((tmp_path / "outputs").glob("*/model.safetensors"))
@@ -364,6 +367,7 @@ def test_the_readme_names_files_and_folders_that_exist():
             assert list(ROOT.glob(re.sub(r"<\w+>", "*", place).rstrip("/"))), f"{name}: {place}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [*sorted(ROOT.glob("benchmarks/[!_]*.py")), ROOT / "tests" / "helpers" / "faults.py"])
 def test_a_program_starts_from_a_bare_shell(path):
     if "argparse" not in path.read_text(encoding="utf-8"):

@@ -37,6 +37,7 @@ def test_help_shows_commands_that_exist_and_imports_nothing_slow(stage):
     assert not imported & {"torch", "transformers", "datasets", "accelerate", "pandas"}
 
 
+@pytest.mark.slow
 def test_help_all_lists_the_fields_of_the_trainers():
     done = run_script("sft", "--help_all")
     assert done.returncode == 0

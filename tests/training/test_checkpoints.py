@@ -8,15 +8,14 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
-from helpers import ROOT, TEXTS
-from helpers.scripts import run_on_two_ranks
+from helpers import TEXTS, faults
+from helpers.scripts import run_on_two_ranks, run_processes
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 
 from sandan.core import signals
@@ -110,13 +109,15 @@ def equal(one, other):
 
 
 @pytest.mark.slow
-def test_killed_runs_go_on_bit_for_bit(tmp_path):
-    command = [sys.executable, "tests/helpers/faults.py", str(tmp_path / "faults"), "--kills", "1", "--seed", "7"]
-    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=600)
+@pytest.mark.parametrize("stages, kinds", [(["clm", "ppo"], faults.KINDS), (["mlm", "sft", "reward"], ["SIGKILL"])])
+def test_killed_runs_go_on_bit_for_bit(tmp_path, stages, kinds):
+    """All ways to die for a loop of transformers and our own; one way for the stages that share the first one."""
+    options = ["--kills", 1, "--seed", 7, "--stages", *stages, "--kinds", *kinds]
+    done = run_processes([{}], faults.__file__, tmp_path / "faults", *options, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("1 of 1 went on bit for bit") == 15
+    assert done.stdout.count("1 of 1 went on bit for bit") == len(stages) * len(kinds)
     # Not all of them began anew.
-    assert len(re.findall(r"left .*checkpoint-", done.stdout)) >= 5
+    assert len(re.findall(r"left .*checkpoint-", done.stdout)) >= len(stages) * len(kinds) // 3
 
 
 # ---- Checkpoints ----
