@@ -11,6 +11,7 @@ from helpers.browser import CHROMIUM, FLAGS, Server, Watch, free_port, needs_bro
 from helpers.scripts import run_script
 
 from sandan.core.errors import UserError
+from sandan.core.text import HIDDEN
 from sandan.preference.item_queue import Queue, QueueSettings, load_items
 from sandan.preference.judgement_log import JudgementLog, competition_ranks, standing_judgements
 from sandan.preference.ranking_page import (
@@ -354,9 +355,8 @@ def test_hostile_candidates_are_text(serve_here, open_page):
 
 
 def as_shown(text):
-    """What the page makes of a text: controls, half surrogates and direction marks by their code."""
-    hidden = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
-    return re.sub(hidden, lambda match: f"U+{ord(match[0]):04X}", text)
+    """What the page makes of a text: characters that draw nothing or turn the direction are shown by their code."""
+    return re.sub(HIDDEN, lambda match: f"U+{ord(match[0]):04X}", text)
 
 
 @needs_browser

@@ -427,7 +427,7 @@ def test_durations_as_text(seconds, expected):
 
 
 def test_control_characters_become_visible():
-    assert visible("a\x00\x1b\x7f\x9b\ud800\n\tb") == "a␀␛␡\ufffd\ufffd\n\tb"
+    assert visible("a\x00\x1b\x7f\x9b\ud800\n\tb") == "a␀␛␡[U+009B]\ufffd\n\tb"
 
 
 def test_headline_falls_back_to_what_there_is():
