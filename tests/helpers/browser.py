@@ -1,5 +1,7 @@
 """A real browser and a real server for the tests of the ranking page."""
 
+import contextlib
+import json
 import os
 import shutil
 import signal
@@ -28,6 +30,32 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def write_candidates(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@contextlib.contextmanager
+def serve_page(folder, rows, accounts=(), annotator="yuki", host="127.0.0.1"):
+    """Serve a page from this process: (address, path of the log). It shows `rows`, none of them twice."""
+    from sandan.preference.item_queue import Queue, QueueSettings, load_items
+    from sandan.preference.judgement_log import JudgementLog
+    from sandan.preference.ranking_page import Desk, build_page, load_guidelines, serve
+
+    path = write_candidates(folder / "candidates.jsonl", rows)
+    log = JudgementLog(folder / "judgements.jsonl")
+    queue = Queue(load_items(path), log, QueueSettings(repeat_share=0))
+    blocks = build_page(Desk(queue, load_guidelines(None), "make preferences"), annotator)
+    try:
+        yield serve(blocks, host, free_port(), accounts, block=False), log.path
+    finally:
+        blocks.close()
 
 
 class Server:

@@ -288,7 +288,10 @@ def test_the_same_decision_sent_twice_is_one_line_and_another_one_needs_an_undo(
     for _ in range(3):
         queue.judge("a", shown["ticket"], [1, 2, 3], flags=[[], [], []])
     assert len(lines(path)) == 2
-    for decide in (lambda: queue.judge("a", shown["ticket"], [2, 1, 3]), lambda: queue.skip("a", shown["ticket"], "x")):
+    for decide in (
+        lambda: queue.judge("a", shown["ticket"], [2, 1, 3]),
+        lambda: queue.skip("a", shown["ticket"], "x"),
+    ):
         with pytest.raises(AlreadySettled, match="another tab"):
             decide()
     assert len(lines(path)) == 2

@@ -281,7 +281,9 @@ class Queue:
             everyone = self._progress()
             mine = everyone.setdefault(annotator, Progress())
             judged = [event for event in mine.settled.values() if _is_judgement(event)]
-            left = len(self.waiting(annotator, everyone)) + sum(bool(self._item_of(event)) for event in mine.open.values())
+            left = len(self.waiting(annotator, everyone)) + sum(
+                bool(self._item_of(event)) for event in mine.open.values()
+            )
         seconds = [event["seconds"] for event in judged[-20:] if event.get("seconds")]
         mean = sum(seconds) / len(seconds) if seconds else None
         return {

@@ -58,10 +58,10 @@ async function call(name, data = {}) {
       if (reply && typeof reply === "object") break;
     } catch {
       // The same request again: the log keeps a decision that is sent twice once.
-      // A server that was restarted wants its own cookie, which comes with the page.
-      await fetch(location.pathname).catch(() => null);
     }
     root.querySelector(".banner").hidden = false;
+    // A server that was started again wants a cookie of its own, which comes with the page.
+    await fetch(location.pathname, { cache: "no-store" }).catch(() => null);
     await new Promise((resolve) => setTimeout(resolve, 1000));
   }
   root.querySelector(".banner").hidden = true;
