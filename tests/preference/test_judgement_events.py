@@ -31,8 +31,15 @@ JUDGEMENT = {
 def real(tmp_path_factory):
     """The candidates file and the lines of a log as people write them: shown, judged, skipped, undone."""
     folder = tmp_path_factory.mktemp("real")
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "Go"}]
-    rows = [{"prompt": turns[: 1 if n % 2 else 3], "prompt_id": f"p{n}", "candidates": [f"{n}a", f"{n}b", f"{n}c"]} for n in range(6)]
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "Go"},
+    ]
+    rows = [
+        {"prompt": turns[: 1 if n % 2 else 3], "prompt_id": f"p{n}", "candidates": [f"{n}a", f"{n}b", f"{n}c"]}
+        for n in range(6)
+    ]
     candidates = write_candidates(folder / "candidates.jsonl", rows)
     queue = Queue(load_items(candidates), JudgementLog(folder / "log.jsonl"), QueueSettings(1, 2, 0.5, repeat_after=1))
     for number in range(4):
