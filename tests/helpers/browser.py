@@ -58,6 +58,12 @@ def serve_page(folder, rows, accounts=(), annotator="yuki", host="127.0.0.1"):
         blocks.close()
 
 
+def run_light_script(stage, *arguments):
+    """Run a script that needs no torch: it starts in less than a second, so that `run_script` would take longer."""
+    command = [sys.executable, str(ROOT / "scripts" / f"{stage}.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ, check=False)
+
+
 class Server:
     """`scripts/annotate.py` as a user starts it, to be killed and started again at the same port."""
 
@@ -82,6 +88,9 @@ class Server:
 
     def address(self, annotator):
         return f"http://127.0.0.1:{self.port}/?annotator={annotator}&language=en"
+
+    def is_running(self):
+        return self.process.poll() is None
 
     def kill(self):
         self.process.kill()

@@ -4,8 +4,7 @@ import copy
 import json
 
 import pytest
-from helpers.browser import read_lines, write_candidates
-from helpers.scripts import run_script
+from helpers.browser import read_lines, run_light_script, write_candidates
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -211,7 +210,7 @@ def test_the_script_counts_what_it_skips_and_keeps_the_old_outputs_if_nothing_is
     odd = [JUDGEMENT | {"ranks": [1, 2, float("nan")]}, JUDGEMENT | {"candidates": ["a", "a", "b"]}] * 4
     log.write_text("".join(json.dumps(event) + "\n" for event in [*judged, *odd]))
     arguments = ["--output_dir", out, "--judgement_files", log]
-    done = run_script("preferences", *arguments)
+    done = run_light_script("preferences", *arguments)
     assert done.returncode == 0, done.stderr
     assert "8 lines left out" in done.stdout
     assert f"{log}:9: left out: NaN is not a number" in done.stderr
@@ -219,7 +218,7 @@ def test_the_script_counts_what_it_skips_and_keeps_the_old_outputs_if_nothing_is
     assert json.loads((out / "result.json").read_text())["metrics"]["invalid_lines"] == 8
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     log.write_text("".join(json.dumps(event) + "\n" for event in odd))
-    done = run_script("preferences", *arguments)
+    done = run_light_script("preferences", *arguments)
     assert done.returncode == 2
     assert "no judgement that stands (8 lines are not valid events)" in done.stderr
     assert "Traceback" not in done.stderr

@@ -7,8 +7,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from helpers.browser import Server, needs_browser, read_lines, write_candidates
-from helpers.scripts import run_script
+from helpers.browser import Server, needs_browser, read_lines, run_light_script, write_candidates
 
 from sandan.core.errors import UserError
 from sandan.core.text import HIDDEN
@@ -72,11 +71,18 @@ def log_path(folder):
 
 
 @pytest.fixture(scope="module")
-def server(candidates, log_path):
-    """One server for all tests; its annotators are apart, since everybody judges every item."""
+def one_server(candidates, log_path):
     started = Server(candidates, log_path, "--overlap_share", "1", "--overlap_annotators", "9", "--repeat_share", "0")
     yield started
     started.kill()
+
+
+@pytest.fixture
+def server(one_server):
+    """One server for all tests; its annotators are apart, since everybody judges every item."""
+    if not one_server.is_running():
+        one_server.start()
+    return one_server
 
 
 def answers_of(page):
@@ -238,42 +244,37 @@ def test_japanese_dark_and_help(server, open_page):
 
 
 @needs_browser
-def test_kill_in_mid_ranking_loses_nothing(candidates, folder, open_page):
-    log_path = folder / "killed" / "judgements.jsonl"
-    server = Server(candidates, log_path, "--overlap_share", "0", "--repeat_share", "0")
-    try:
-        page = open_page(server.address("yuki"))
-        # 403: the new server wants its own cookie, which the page fetches.
-        page.watch.allowed = (
-            "ERR_CONNECTION_REFUSED",
-            "ERR_INCOMPLETE_CHUNKED_ENCODING",
-            "ERR_CONNECTION_RESET",
-            "403",
-        )
-        page.locator(".card").first.wait_for()
-        press_ranking(page, [1] * len(answers_of(page)))
-        page.keyboard.press("Enter")
-        wait_for_judged(page, 1)
-        answers = answers_of(page)
-        press_ranking(page, [1] * (len(answers) - 1))
-        server.kill()
-        page.keyboard.press("2")
-        page.keyboard.press("Enter")
-        page.get_by_text("The server does not answer").wait_for()
-        assert len(judged_by(log_path, "yuki")) == 1
-        server.start()
-        wait_for_judged(page, 2)
-        page.reload()
-        wait_for_judged(page, 2)
-        last = judged_by(log_path, "yuki")[-1]
-        assert (last["candidates"], last["ranks"]) == (answers, competition_ranks([1] * (len(answers) - 1) + [2]))
-        assert len(judged_by(log_path, "yuki")) == 2
-        code, output = server.interrupt()
-        assert code == 0
-        assert "Traceback" not in output
-        assert f'next: make preferences RECIPE=killed ARGS="--judgement_files {log_path}"' in output
-    finally:
-        server.kill()
+def test_kill_in_mid_ranking_loses_nothing(server, open_page, log_path):
+    page = open_page(server.address("killed"))
+    # 403: the new server wants its own cookie, which the page fetches.
+    page.watch.allowed = (
+        "ERR_CONNECTION_REFUSED",
+        "ERR_INCOMPLETE_CHUNKED_ENCODING",
+        "ERR_CONNECTION_RESET",
+        "403",
+    )
+    page.locator(".card").first.wait_for()
+    press_ranking(page, [1] * len(answers_of(page)))
+    page.keyboard.press("Enter")
+    wait_for_judged(page, 1)
+    answers = answers_of(page)
+    press_ranking(page, [1] * (len(answers) - 1))
+    server.kill()
+    page.keyboard.press("2")
+    page.keyboard.press("Enter")
+    page.get_by_text("The server does not answer").wait_for()
+    assert len(judged_by(log_path, "killed")) == 1
+    server.start()
+    wait_for_judged(page, 2)
+    page.reload()
+    wait_for_judged(page, 2)
+    last = judged_by(log_path, "killed")[-1]
+    assert (last["candidates"], last["ranks"]) == (answers, competition_ranks([1] * (len(answers) - 1) + [2]))
+    assert len(judged_by(log_path, "killed")) == 2
+    code, output = server.interrupt()
+    assert code == 0
+    assert "Traceback" not in output
+    assert f'next: make preferences RECIPE={log_path.parent.name} ARGS="--judgement_files {log_path}"' in output
 
 
 @needs_browser
@@ -464,7 +465,7 @@ def test_guidelines_are_kept_by_their_hash_and_hold_no_html(tmp_path):
 )
 def test_mistakes_are_one_line(candidates, tmp_path, arguments, message):
     defaults = ["--candidates_file", candidates, "--log_file", tmp_path / "log.jsonl"]
-    done = run_script("annotate", *defaults, *arguments)
+    done = run_light_script("annotate", *defaults, *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
