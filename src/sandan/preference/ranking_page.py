@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import UserError
 from ..core.text import HIDDEN
 from .item_queue import AlreadySettled, Item, Queue
+from .judgement_event import DAY_SECONDS
 from .judgement_log import check_annotator
 from .page_guard import PageGuard
 
@@ -159,7 +160,9 @@ class Desk:
             raise UserError("the guidelines have changed; reload the page")
         return {
             "note": str(data.get("note") or "")[:NOTE_CHARACTERS].encode("utf-8", "replace").decode(),
-            "seconds": round(float(seconds), 2) if isinstance(seconds, (int, float)) and 0 < seconds < 86400 else None,
+            "seconds": round(float(seconds), 2)
+            if isinstance(seconds, (int, float)) and 0 < seconds < DAY_SECONDS - 1
+            else None,
             "guidelines": data["guidelines"],
         }
 
