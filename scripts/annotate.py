@@ -68,7 +68,9 @@ def main(args):
     next_command = f'make preferences RECIPE={recipe} ARGS="--judgement_files {args.log_file}"'
     blocks = build_page(Desk(queue, guidelines, next_command), args.annotator)
     address = serve(blocks, args.host, args.port, accounts_from_environment() if args.auth else (), block=False)
-    print(f"{len(queue.items):,} items, {len(log.read()):,} lines in {args.log_file}")
+    events = log.read()
+    left_out = f", {log.left_out:,} lines left out" if log.left_out else ""
+    print(f"{len(queue.items):,} items, {len(events):,} events in {args.log_file}{left_out}")
     print(f"open {address}{f'?annotator={args.annotator}' if args.annotator else ''}   (Ctrl+C ends it)", flush=True)
     blocks.block_thread()
     print(f"next: {next_command}")

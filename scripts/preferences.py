@@ -46,13 +46,17 @@ def main(args, stage):
         write_dataset,
     )
 
-    judgements, skips = read_logs(args.judgement_files, stage)
+    judgements, skips, left_out = read_logs(args.judgement_files, stage)
     splits, counts = make_preferences(judgements, args.form, args.held_out_share, args.seed)
-    analysis = analyse(judgements) | counts | {"skipped": len(skips), "guidelines": guidelines_of(judgements)}
+    counts |= {"skipped": len(skips), "invalid_lines": left_out}
+    analysis = analyse(judgements) | counts | {"guidelines": guidelines_of(judgements)}
+    table = render_agreement(analysis)
     stage.begin_writing()
     write_dataset(splits, analysis, args.licence, args.language or [], stage.output_dir)
-    print(render_agreement(analysis))
-    metrics = {"judgements": len(judgements), "skipped": len(skips), **counts}
+    print(table)
+    if left_out:
+        print(f"{left_out:,} lines left out, because they are not valid events")
+    metrics = {"judgements": len(judgements), **counts}
     metrics |= {f"{name}_pairs": len(rows) for name, rows in splits.items()}
     metrics["annotators"] = len(analysis["annotators"])
     metrics["annotators_with_remarks"] = sum(bool(row["remarks"]) for row in analysis["annotators"])

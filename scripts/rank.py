@@ -40,6 +40,7 @@ def main(args, stage):
     import random
     from datetime import datetime, timezone
 
+    from sandan.data.chat import prompt_id
     from sandan.data.jsonl import read_jsonl, write_jsonl
     from sandan.preference.simulated_rankers import noise_temperature, simulate_ranks
     from sandan.world.oracle import judge
@@ -54,7 +55,7 @@ def main(args, stage):
             order = rng.sample(range(len(scores)), len(scores))
             judgements.append(
                 {
-                    "prompt_id": row["prompt_id"],
+                    "prompt_id": prompt_id(row),
                     "prompt": row["prompt"],
                     "candidates": [row["candidates"][index] for index in order],
                     "ranks": simulate_ranks([scores[index] for index in order], temperature, rng),

@@ -1,5 +1,7 @@
 """A real browser and a real server for the tests of the ranking page."""
 
+import contextlib
+import json
 import os
 import shutil
 import signal
@@ -30,6 +32,38 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def read_lines(path):
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def write_candidates(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@contextlib.contextmanager
+def serve_page(folder, rows, accounts=(), annotator="yuki", host="127.0.0.1"):
+    """Serve a page from this process: (address, path of the log). It shows `rows`, none of them twice."""
+    from sandan.preference.item_queue import Queue, QueueSettings, load_items
+    from sandan.preference.judgement_log import JudgementLog
+    from sandan.preference.ranking_page import Desk, build_page, load_guidelines, serve
+
+    path = write_candidates(folder / "candidates.jsonl", rows)
+    log = JudgementLog(folder / "judgements.jsonl")
+    queue = Queue(load_items(path), log, QueueSettings(repeat_share=0))
+    blocks = build_page(Desk(queue, load_guidelines(None), "make preferences"), annotator)
+    try:
+        yield serve(blocks, host, free_port(), accounts, block=False), log.path
+    finally:
+        blocks.close()
+
+
+def run_light_script(stage, *arguments):
+    """Run a script that needs no torch: it starts in less than a second, so that `run_script` would take longer."""
+    command = [sys.executable, str(ROOT / "scripts" / f"{stage}.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ, check=False)
+
+
 class Server:
     """`scripts/annotate.py` as a user starts it, to be killed and started again at the same port."""
 
@@ -54,6 +88,9 @@ class Server:
 
     def address(self, annotator):
         return f"http://127.0.0.1:{self.port}/?annotator={annotator}&language=en"
+
+    def is_running(self):
+        return self.process.poll() is None
 
     def kill(self):
         self.process.kill()

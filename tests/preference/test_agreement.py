@@ -197,7 +197,7 @@ def stage_of(tmp_path):
 
 
 def test_export_keeps_every_strict_pair_on_one_side_of_the_split(log, tmp_path):
-    judgements, skips = read_logs([str(log.path)], stage_of(tmp_path))
+    judgements, skips, _ = read_logs([str(log.path)], stage_of(tmp_path))
     splits, counts = make_preferences(judgements, "given", 0.3, 0)
     assert len(skips) == 1
     assert counts["repeated_judgements"] == sum(one["showing"] == 1 for one in judgements) > 0
@@ -216,7 +216,7 @@ def test_trls_own_reward_trainer_takes_the_export_as_it_is(log, tmp_path, form, 
     from transformers import LlamaForSequenceClassification
     from trl import RewardConfig, RewardTrainer
 
-    judgements, skips = read_logs([str(log.path)], stage_of(tmp_path))
+    judgements, skips, _ = read_logs([str(log.path)], stage_of(tmp_path))
     splits, counts = make_preferences(judgements, form, 0.3, 0)
     analysis = analyse(judgements) | counts | {"skipped": len(skips), "guidelines": {"g1": len(judgements)}}
     folder = tmp_path / "dataset"
@@ -262,7 +262,7 @@ def test_forms_turn_into_one_another():
 
 
 def test_a_log_without_judgements_is_told(tmp_path):
-    JudgementLog(tmp_path / "log.jsonl").append({"event": "skip", "ticket": "t", "annotator": "a"})
+    JudgementLog(tmp_path / "log.jsonl").append({"event": "undo", "ticket": "t", "annotator": "a"})
     with pytest.raises(UserError, match="no judgement that stands"):
         read_logs([str(tmp_path / "log.jsonl")], stage_of(tmp_path))
     with pytest.raises(UserError, match="no such file"):

@@ -14,7 +14,7 @@ import pytest
 from helpers import ROOT
 
 from sandan.core.errors import UserError
-from sandan.preference.item_queue import Item, Queue, QueueSettings, item_identity, load_items
+from sandan.preference.item_queue import AlreadySettled, Item, Queue, QueueSettings, item_identity, load_items
 from sandan.preference.judgement_log import JudgementLog, check_annotator, competition_ranks, standing_judgements
 
 
@@ -25,8 +25,16 @@ def lines(path):
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
+SHOWING = {
+    "ticket": "t0", "annotator": "yuki", "annotator_kind": "human", "item_id": "i0", "prompt_id": "p0", "showing": 0,
+    "candidates": ["a", "b"], "time": "2026-11-27T10:00:00.000+00:00",
+}  # fmt: skip
+
+
 def skipped(number=0, annotator="yuki"):
-    return {"event": "skip", "ticket": f"t{number}", "annotator": annotator, "number": number}
+    return SHOWING | {
+        "event": "skip", "reason": "unclear", "ticket": f"t{number}", "annotator": annotator, "number": number,
+    }  # fmt: skip
 
 
 def items(count=10, candidates=3):
@@ -145,7 +153,7 @@ def test_threads_and_processes_write_whole_lines(path):
         from sandan.preference.judgement_log import JudgementLog
         log = JudgementLog({str(path)!r})
         for number in range(25):
-            log.append({{"event": "skip", "ticket": "t", "annotator": "process", "number": number, "text": "x" * 9000}})
+            log.append({skipped()!r} | {{"number": number, "text": "x" * 9000}})
     """)
     processes = [
         subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": SRC}) for _ in range(2)
@@ -168,7 +176,7 @@ def test_kill_at_any_moment_keeps_every_line_that_was_acknowledged(path):
         from sandan.preference.judgement_log import JudgementLog
         log = JudgementLog({str(path)!r})
         for number in range(10**6):
-            log.append({{"event": "skip", "ticket": "t", "annotator": "a", "number": number, "text": "x" * 5000}})
+            log.append({skipped()!r} | {{"number": number, "text": "x" * 5000}})
             sys.stdout.write(f"{{number}}\\n"); sys.stdout.flush()
     """)
     rng, acknowledged = random.Random(0), 0
@@ -275,13 +283,20 @@ def test_undo_is_a_new_line_and_reopens_the_item_with_what_was_decided(queue, pa
     assert [event["ranks"] for event in standing_judgements(queue.log.read())] == [[3, 2, 1], [1, 2, 3]]
 
 
-def test_the_same_decision_sent_twice_is_one_line_and_another_one_is_an_edit(queue, path):
+def test_the_same_decision_sent_twice_is_one_line_and_another_one_needs_an_undo(queue, path):
     shown = queue.current("a")
     for _ in range(3):
         queue.judge("a", shown["ticket"], [1, 2, 3], flags=[[], [], []])
     assert len(lines(path)) == 2
+    for decide in (
+        lambda: queue.judge("a", shown["ticket"], [2, 1, 3]),
+        lambda: queue.skip("a", shown["ticket"], "x"),
+    ):
+        with pytest.raises(AlreadySettled, match="another tab"):
+            decide()
+    assert len(lines(path)) == 2
+    queue.undo("a")
     queue.judge("a", shown["ticket"], [2, 1, 3], flags=[[], [], []])
-    assert len(lines(path)) == 3
     assert [event["ranks"] for event in standing_judgements(queue.log.read())] == [[2, 1, 3]]
 
 

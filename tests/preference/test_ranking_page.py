@@ -7,10 +7,10 @@ import urllib.error
 import urllib.request
 
 import pytest
-from helpers.browser import CHROMIUM, FLAGS, Server, Watch, free_port, needs_browser
-from helpers.scripts import run_script
+from helpers.browser import Server, needs_browser, read_lines, run_light_script, write_candidates
 
 from sandan.core.errors import UserError
+from sandan.core.text import HIDDEN
 from sandan.preference.item_queue import Queue, QueueSettings, load_items
 from sandan.preference.judgement_log import JudgementLog, competition_ranks, standing_judgements
 from sandan.preference.ranking_page import (
@@ -19,7 +19,6 @@ from sandan.preference.ranking_page import (
     Guidelines,
     accounts_from_environment,
     asset,
-    build_page,
     keep_guidelines,
     load_guidelines,
     serve,
@@ -38,15 +37,6 @@ HOSTILE = [
     "half \ud83d surrogate \udc00",
     "line\r\nbreaks\n\n\n and\ttabs \u2028 \u2029",
 ]
-
-
-def read_lines(path):
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
-
-
-def write_candidates(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -81,41 +71,18 @@ def log_path(folder):
 
 
 @pytest.fixture(scope="module")
-def server(candidates, log_path):
-    """One server for all tests; its annotators are apart, since everybody judges every item."""
+def one_server(candidates, log_path):
     started = Server(candidates, log_path, "--overlap_share", "1", "--overlap_annotators", "9", "--repeat_share", "0")
     yield started
     started.kill()
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def open_page(chromium):
-    """`open_page(address, **context)` opens a page in a context of its own; all are checked at the end."""
-    opened = []
-
-    def open_one(address, **options):
-        context = chromium.new_context(**({"viewport": {"width": 1280, "height": 860}} | options))
-        page = context.new_page()
-        page.set_default_timeout(20_000)
-        page.watch = Watch(page)
-        opened.append((context, page))
-        page.goto(address)
-        return page
-
-    yield open_one
-    for context, page in opened:
-        page.watch.check()
-        context.close()
+def server(one_server):
+    """One server for all tests; its annotators are apart, since everybody judges every item."""
+    if not one_server.is_running():
+        one_server.start()
+    return one_server
 
 
 def answers_of(page):
@@ -277,54 +244,37 @@ def test_japanese_dark_and_help(server, open_page):
 
 
 @needs_browser
-def test_kill_in_mid_ranking_loses_nothing(candidates, folder, open_page):
-    log_path = folder / "killed" / "judgements.jsonl"
-    server = Server(candidates, log_path, "--overlap_share", "0", "--repeat_share", "0")
-    try:
-        page = open_page(server.address("yuki"))
-        page.watch.allowed = ("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RESET")
-        page.locator(".card").first.wait_for()
-        press_ranking(page, [1] * len(answers_of(page)))
-        page.keyboard.press("Enter")
-        wait_for_judged(page, 1)
-        answers = answers_of(page)
-        press_ranking(page, [1] * (len(answers) - 1))
-        server.kill()
-        page.keyboard.press("2")
-        page.keyboard.press("Enter")
-        page.get_by_text("The server does not answer").wait_for()
-        assert len(judged_by(log_path, "yuki")) == 1
-        server.start()
-        wait_for_judged(page, 2)
-        page.reload()
-        wait_for_judged(page, 2)
-        last = judged_by(log_path, "yuki")[-1]
-        assert (last["candidates"], last["ranks"]) == (answers, competition_ranks([1] * (len(answers) - 1) + [2]))
-        assert len(judged_by(log_path, "yuki")) == 2
-        code, output = server.interrupt()
-        assert code == 0
-        assert "Traceback" not in output
-        assert f'next: make preferences RECIPE=killed ARGS="--judgement_files {log_path}"' in output
-    finally:
-        server.kill()
-
-
-@pytest.fixture
-def serve_here(tmp_path):
-    """`serve_here(rows, **options)` serves a page from this process: (address, path of the log)."""
-    started = []
-
-    def start(rows, accounts=(), annotator="yuki", host="127.0.0.1"):
-        path = write_candidates(tmp_path / "candidates.jsonl", rows)
-        log = JudgementLog(tmp_path / "judgements.jsonl")
-        queue = Queue(load_items(path), log, QueueSettings(repeat_share=0))
-        blocks = build_page(Desk(queue, load_guidelines(None), "make preferences"), annotator)
-        started.append(blocks)
-        return serve(blocks, host, free_port(), accounts, block=False), log.path
-
-    yield start
-    for blocks in started:
-        blocks.close()
+def test_kill_in_mid_ranking_loses_nothing(server, open_page, log_path):
+    page = open_page(server.address("killed"))
+    # 403: the new server wants its own cookie, which the page fetches.
+    page.watch.allowed = (
+        "ERR_CONNECTION_REFUSED",
+        "ERR_INCOMPLETE_CHUNKED_ENCODING",
+        "ERR_CONNECTION_RESET",
+        "403",
+    )
+    page.locator(".card").first.wait_for()
+    press_ranking(page, [1] * len(answers_of(page)))
+    page.keyboard.press("Enter")
+    wait_for_judged(page, 1)
+    answers = answers_of(page)
+    press_ranking(page, [1] * (len(answers) - 1))
+    server.kill()
+    page.keyboard.press("2")
+    page.keyboard.press("Enter")
+    page.get_by_text("The server does not answer").wait_for()
+    assert len(judged_by(log_path, "killed")) == 1
+    server.start()
+    wait_for_judged(page, 2)
+    page.reload()
+    wait_for_judged(page, 2)
+    last = judged_by(log_path, "killed")[-1]
+    assert (last["candidates"], last["ranks"]) == (answers, competition_ranks([1] * (len(answers) - 1) + [2]))
+    assert len(judged_by(log_path, "killed")) == 2
+    code, output = server.interrupt()
+    assert code == 0
+    assert "Traceback" not in output
+    assert f'next: make preferences RECIPE={log_path.parent.name} ARGS="--judgement_files {log_path}"' in output
 
 
 @needs_browser
@@ -354,9 +304,8 @@ def test_hostile_candidates_are_text(serve_here, open_page):
 
 
 def as_shown(text):
-    """What the page makes of a text: controls, half surrogates and direction marks by their code."""
-    hidden = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
-    return re.sub(hidden, lambda match: f"U+{ord(match[0]):04X}", text)
+    """What the page makes of a text: characters that draw nothing or turn the direction are shown by their code."""
+    return re.sub(HIDDEN, lambda match: f"U+{ord(match[0]):04X}", text)
 
 
 @needs_browser
@@ -516,7 +465,7 @@ def test_guidelines_are_kept_by_their_hash_and_hold_no_html(tmp_path):
 )
 def test_mistakes_are_one_line(candidates, tmp_path, arguments, message):
     defaults = ["--candidates_file", candidates, "--log_file", tmp_path / "log.jsonl"]
-    done = run_script("annotate", *defaults, *arguments)
+    done = run_light_script("annotate", *defaults, *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

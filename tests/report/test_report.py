@@ -427,7 +427,24 @@ def test_durations_as_text(seconds, expected):
 
 
 def test_control_characters_become_visible():
-    assert visible("a\x00\x1b\x7f\x9b\ud800\n\tb") == "a␀␛␡\ufffd\ufffd\n\tb"
+    assert visible("a\x00\x1b\x7f\x9b\ud800\n\tb") == "a␀␛␡[U+009B]\ufffd\n\tb"
+
+
+def test_what_draws_nothing_or_turns_the_direction_is_shown_everywhere(tmp_path):
+    hidden = "\u202e\u2066\u200b\u00ad\u3164\u2028\U000e0041"
+    codes = "[U+202E][U+2066][U+200B][U+00AD][U+3164][U+2028][U+E0041]"
+    written = "👩\u200d👩 e\u0301 می\u200cخواهم 葛\U000e0100 ❤\ufe0f"
+    assert visible(hidden) == codes
+    assert visible(written) == written, "joiners and variation selectors belong to the writing"
+    recipe_dir = write_stages(tmp_path / "tiny")
+    report = report_of(recipe_dir) | {"recipe": f"tiny{hidden}"}
+    report["checks"][0]["detail"] += hidden
+    report["versions"] |= {"torch": f"2{hidden}"}
+    sample = {"prompt": f"Q{hidden}", "base": hidden, "sft": written, "ppo": hidden}
+    for shown in (render_html(report, HISTORIES, [sample]), render_table(report, [sample])):
+        assert not re.search(f"[{hidden}]", shown)
+        assert shown.count(codes) >= 4
+        assert written in shown
 
 
 def test_headline_falls_back_to_what_there_is():

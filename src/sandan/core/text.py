@@ -40,14 +40,29 @@ def one_line(text: str, columns: int) -> str:
     return cut + "…"
 
 
+# A character class, in a form that Python and JavaScript both read, of what draws nothing or turns the writing direction:
+# controls except tab and line feed, line separators, half surrogate pairs, and format and filler characters.
+# Joiners and variation selectors are not in it, because emoji, Japanese and Persian are written with them.
+HIDDEN = (
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\u3164\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff"
+    "\ud800-\udfff]"
+)
+
+
 def visible(text: Any) -> str:
-    """Return the text with visible control characters: they become symbols, half surrogate pairs become U+FFFD."""
+    """Return the text with its hidden characters shown: controls as symbols, others as `[U+202E]`.
+
+    Half surrogate pairs, which cannot be written as UTF-8, become U+FFFD.
+    """
 
     def replace(match: re.Match) -> str:
         code = ord(match.group())
-        return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
+        if 0xD800 <= code < 0xE000:
+            return "\ufffd"
+        return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else f"[U+{code:04X}]"
 
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", replace, str(text))
+    return re.sub(HIDDEN, replace, str(text))
 
 
 def share(found: dict[str, float] | None) -> str:

@@ -4,13 +4,17 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
-from ..models.rendering import Prompt
 
 
-def prompt_text(prompt: Prompt) -> str:
+if TYPE_CHECKING:
+    # Rendering imports torch and TRL, which take seconds; the ranking page needs neither.
+    from ..models.rendering import Prompt
+
+
+def prompt_text(prompt: "Prompt") -> str:
     """Return a prompt as text for a reader: the text itself, or one line for each turn."""
     return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
 

@@ -17,6 +17,7 @@ from typing import Any
 from ..core.errors import UserError
 from ..data.chat import prompt_id
 from ..data.jsonl import read_jsonl
+from .judgement_event import is_prompt
 from .judgement_log import JudgementLog, competition_ranks, new_ticket
 
 
@@ -25,6 +26,10 @@ logger = logging.getLogger(__name__)
 MOST_CANDIDATES = 9
 # An item that was shown to an annotator but not settled within this time is offered to others again.
 CLAIM = timedelta(minutes=30)
+
+
+class AlreadySettled(UserError):
+    """A decision on a showing that has another one already, made in another tab or window of the same annotator."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ def load_items(path: str | Path) -> list[Item]:
     Half a surrogate pair cannot be written to a preference file. It is replaced by U+FFFD when shown and stored.
 
     Raises:
-        UserError: if a row does not have 2 to 9 different candidates that are text; the message names the row.
+        UserError: if a row has no prompt that can be shown, or not 2 to 9 different candidates that are text; the
+            message names the row.
     """
     items: dict[str, Item] = {}
     changed = 0
@@ -90,7 +96,9 @@ def load_items(path: str | Path) -> list[Item]:
                 f"{path}: row {number}: {len(candidates)} candidates, {different} of them different; "
                 f"people rank 2 to {MOST_CANDIDATES} different answers"
             )
-        identity = prompt_id(row | {"prompt": prompt})
+        if not is_prompt(prompt):
+            raise UserError(f"{path}: row {number}: prompt: expected text, or a list of turns with role and content")
+        identity = _whole(prompt_id(row | {"prompt": prompt}))
         name = item_identity(identity, prompt, candidates)
         items[name] = Item(name, identity, prompt, tuple(candidates))
     if changed:
@@ -153,7 +161,7 @@ class Queue:
             everyone = self._progress()
             mine = everyone.setdefault(annotator, Progress())
             for event in reversed(mine.open.values()):
-                if event["item_id"] in self.items:
+                if self._item_of(event):
                     return event
             item, showing = self._next(annotator, everyone)
             if item is None:
@@ -170,6 +178,11 @@ class Queue:
                     "candidates": self.order(annotator, item, showing),
                 }
             )
+
+    def _item_of(self, event: dict[str, Any]) -> Item | None:
+        """Return the item of a showing; None if the candidates file lacks it, or the log names other candidates."""
+        item = self.items.get(event["item_id"])
+        return item if item and sorted(event["candidates"]) == sorted(item.candidates) else None
 
     def order(self, annotator: str, item: Item, showing: int) -> list[str]:
         """Return the candidates in this annotator's order; a second showing never has the order of the first."""
@@ -214,12 +227,15 @@ class Queue:
     def judge(self, annotator: str, ticket: str, ranks: Sequence[int], **details: Any) -> dict[str, Any]:
         """Append the judgement of a showing. The same decision sent twice is written only once.
 
+        A settled showing is judged anew only after [`undo`]: otherwise a second tab would overwrite the first unseen.
+
         Args:
             ranks: one per candidate in the order shown; smallest = best, equal = tie. Stored as competition ranks.
             details: further columns (flags, note, seconds, guidelines).
 
         Raises:
             UserError: if the ticket is not this annotator's, or the number of ranks is not that of the candidates.
+            AlreadySettled: if the showing has another decision that stands.
         """
         return self._settle(annotator, ticket, {"event": "judgement", "ranks": ranks, **details})
 
@@ -231,7 +247,7 @@ class Queue:
         with self.log:
             mine = self._progress().get(annotator, Progress())
             shown = mine.open.get(ticket) or mine.settled.get(ticket)
-            item = shown and self.items.get(shown["item_id"])
+            item = shown and self._item_of(shown)
             if not item:
                 raise UserError("this item is no longer open; reload the page")
             candidates = shown["candidates"]
@@ -244,6 +260,8 @@ class Queue:
             same = ("event", "ranks", "reason", "flags", "note")
             if earlier and all(earlier.get(key) == decision.get(key) for key in same):
                 return earlier
+            if earlier:
+                raise AlreadySettled("this item was already judged in another tab or window; that decision stands")
             keys = ("ticket", "annotator", "annotator_kind", "item_id", "prompt_id", "showing")
             kept = {key: shown[key] for key in keys}
             return self.log.append(kept | {"prompt": item.prompt, "candidates": candidates} | decision)
@@ -252,7 +270,7 @@ class Queue:
         """Undo the annotator's last standing decision and reopen its item; return None if there is none."""
         with self.log:
             mine = self._progress().get(annotator, Progress())
-            last = next((event for event in reversed(mine.settled.values()) if event["item_id"] in self.items), None)
+            last = next((event for event in reversed(mine.settled.values()) if self._item_of(event)), None)
             if last is None:
                 return None
             return self.log.append({"event": "undo", "ticket": last["ticket"], "annotator": annotator})
@@ -263,7 +281,9 @@ class Queue:
             everyone = self._progress()
             mine = everyone.setdefault(annotator, Progress())
             judged = [event for event in mine.settled.values() if _is_judgement(event)]
-            left = len(self.waiting(annotator, everyone)) + len(mine.open)
+            left = len(self.waiting(annotator, everyone)) + sum(
+                bool(self._item_of(event)) for event in mine.open.values()
+            )
         seconds = [event["seconds"] for event in judged[-20:] if event.get("seconds")]
         mean = sum(seconds) / len(seconds) if seconds else None
         return {
@@ -271,7 +291,7 @@ class Queue:
             "skipped": len(mine.settled) - len(judged),
             "left": left,
             "seconds_per_item": round(mean, 1) if mean else None,
-            "items_per_hour": round(3600 / mean) if mean else None,
+            "items_per_hour": round(3600 / max(mean, 0.01)) if mean else None,
         }
 
     def draft(self, annotator: str, ticket: str) -> dict[str, Any] | None:

@@ -14,7 +14,6 @@ No line is ever rewritten: an edit appends a line, and the last line of a ticket
 import json
 import logging
 import os
-import re
 import threading
 import uuid
 from collections.abc import Iterable
@@ -25,12 +24,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..core.errors import UserError
+from .judgement_event import NAME, event_from_line
 
 
 logger = logging.getLogger(__name__)
 
-ANNOTATOR = re.compile(r"[A-Za-z0-9_-]{1,32}")
 LOCK_SECONDS = 10.0
+NAMED_LINES = 5
 
 
 class JudgementLog:
@@ -46,6 +46,7 @@ class JudgementLog:
         self._thread = threading.RLock()
         self._events: list[dict[str, Any]] = []
         self._offset, self._line_number, self._file_id = 0, 0, None
+        self.left_out = 0
 
     def __enter__(self) -> "JudgementLog":  # noqa: PYI034 (Self needs Python 3.11)
         """Lock the log: nobody else appends until the end of the `with` block."""
@@ -69,10 +70,16 @@ class JudgementLog:
         """Append one line and return its event; the line is on the disk (fsync) before this method returns.
 
         Raises:
-            UserError: if the line could not be written completely.
+            UserError: if the line is not a valid event, or could not be written completely.
         """
         event = {"event": "judgement", **event, "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds")}
-        line = json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        try:
+            line = json.dumps(event, ensure_ascii=False, allow_nan=False).encode()
+            event = event_from_line(line)
+        except ValueError as error:
+            # What could not be read again must not be written.
+            raise UserError(f"{self.path}: the judgement was not saved ({error})") from None
+        line += b"\n"
         with self:
             try:
                 self._write(line)
@@ -101,7 +108,8 @@ class JudgementLog:
     def read(self) -> list[dict[str, Any]]:
         """Return all events so far, in order. Only lines added since the last call are read from the disk.
 
-        An incomplete last line (a crash while writing) is left out; any other broken line is left out with a warning.
+        An incomplete last line (a crash while writing) is left out. Any other line that is not a valid event is left out,
+        counted in `left_out`, and the first of them are named with their number and the reason.
 
         Raises:
             UserError: if the file shrank or was replaced while it was in use.
@@ -130,27 +138,13 @@ class JudgementLog:
         if not line.strip():
             return
         try:
-            event = json.loads(line)
-            check_event(event)
+            self._events.append(event_from_line(line))
         except ValueError as error:
-            logger.warning("%s:%d: left out: %s", self.path, self._line_number, error)
-            return
-        self._events.append(event)
-
-
-def check_event(event: Any) -> None:
-    """Raise `ValueError` with the reason if a line is not an event that [`standing_judgements`] can use."""
-    if not isinstance(event, dict):
-        raise ValueError(f"not a JSON object but {type(event).__name__}")  # noqa: TRY004
-    kind = event.get("event", "judgement")
-    if not isinstance(event.get("annotator"), str):
-        raise ValueError("no annotator")  # noqa: TRY004
-    if kind in ("shown", "judgement") and not isinstance(event.get("candidates"), list):
-        raise ValueError("no candidates")
-    if kind == "judgement" and len(event.get("ranks") or ()) != len(event["candidates"]):
-        raise ValueError("not one rank a candidate")
-    if kind in ("skip", "undo", "shown") and not isinstance(event.get("ticket"), str):
-        raise ValueError("no ticket")
+            self.left_out += 1
+            if self.left_out <= NAMED_LINES:
+                logger.warning("%s:%d: left out: %s", self.path, self._line_number, error)
+            elif self.left_out == NAMED_LINES + 1:
+                logger.warning("%s: further lines are left out without being named, but counted", self.path)
 
 
 def new_ticket() -> str:
@@ -164,7 +158,7 @@ def check_annotator(name: Any) -> str:
     Raises:
         UserError: if it is not 1 to 32 letters, digits, `_` or `-`.
     """
-    if not isinstance(name, str) or not ANNOTATOR.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise UserError(f"annotator: expected 1 to 32 letters, digits, _ or -, found {str(name)[:40]!r}")
     return name
 
@@ -172,12 +166,12 @@ def check_annotator(name: Any) -> str:
 def standing_events(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the judgements and skips that stand: the last one of each ticket, unless it was undone.
 
-    Records without a ticket (of simulated rankers) always stand.
+    Records without a ticket (of simulated rankers) always stand. Nobody can undo another annotator's ticket.
     """
-    standing: dict[str, dict[str, Any]] = {}
+    standing: dict[tuple[str, str | int], dict[str, Any]] = {}
     for number, event in enumerate(events):
         kind = event.get("event", "judgement")
-        ticket = event.get("ticket", f"line {number}")
+        ticket = (event["annotator"], event.get("ticket", number))
         if kind == "undo":
             standing.pop(ticket, None)
         elif kind in ("judgement", "skip"):

@@ -14,15 +14,18 @@ from ..core.text import aligned, number, share
 from ..data.chat import as_turn, split_by_prompt, to_text, to_turns
 from ..data.jsonl import write_jsonl
 from ..hub.cards import preference_card
-from .judgement_log import JudgementLog, standing_events, standing_judgements
+from .judgement_log import JudgementLog, standing_events
 
 
 Form = Literal["given", "standard", "conversational"]
 FILES = {"train": "preferences_train.jsonl", "eval": "preferences_eval.jsonl"}
 
 
-def read_logs(files: Sequence[str], stage: Stage) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def read_logs(files: Sequence[str], stage: Stage) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
     """Read the standing judgements and skips of several logs.
+
+    Returns:
+        `tuple`: judgements, skips, and the number of lines left out because they are not valid events.
 
     Raises:
         UserError: if a log is missing, or if none of them holds a judgement.
@@ -32,12 +35,14 @@ def read_logs(files: Sequence[str], stage: Stage) -> tuple[list[dict[str, Any]],
         if parts[0] == "annotations" and len(parts) > 2 and not Path(file).exists():
             hint = f"make rank RECIPE={parts[1]} ANNOTATOR=your-name"
             raise UserError(f"{file}: no such log; rank some items first: `{hint}`")
-    logs = [JudgementLog(stage.add_input(file)).read() for file in files]
-    skips = [event for events in logs for event in standing_events(events) if event.get("event") == "skip"]
-    judgements = [judgement for events in logs for judgement in standing_judgements(events)]
+    logs = [JudgementLog(stage.add_input(file)) for file in files]
+    standing = [event for log in logs for event in standing_events(log.read())]
+    left_out = sum(log.left_out for log in logs)
+    judgements = [event for event in standing if event["event"] == "judgement"]
     if not judgements:
-        raise UserError(f"{', '.join(files)}: no judgement that stands; rank some items first (`make rank`)")
-    return judgements, skips
+        said = f" ({left_out} lines are not valid events)" if left_out else ""
+        raise UserError(f"{', '.join(files)}: no judgement that stands{said}; rank some items first (`make rank`)")
+    return judgements, [event for event in standing if event["event"] == "skip"], left_out
 
 
 def make_preferences(
@@ -80,10 +85,15 @@ def write_dataset(
     splits: dict[str, list[dict[str, Any]]], analysis: dict[str, Any], licence: str, language: list[str], folder: Path
 ) -> None:
     """Write the pairs, `agreement.json` and the card into a folder that `datasets.load_dataset(folder)` can load."""
+    # Whatever can fail is computed before the first file changes.
+    texts = {
+        "agreement.json": json.dumps(analysis, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "README.md": preference_card(splits, FILES, analysis, licence, language),
+    }
     for name, rows in splits.items():
         write_jsonl(folder / FILES[name], rows)
-    write_text(folder / "agreement.json", json.dumps(analysis, indent=1, ensure_ascii=False) + "\n")
-    write_text(folder / "README.md", preference_card(splits, FILES, analysis, licence, language))
+    for name, text in texts.items():
+        write_text(folder / name, text)
 
 
 def guidelines_of(judgements: Iterable[dict[str, Any]]) -> dict[str, int]:

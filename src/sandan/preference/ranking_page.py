@@ -1,8 +1,8 @@
 """The ranking page: one Gradio component whose script calls the queue, by default served to this machine only.
 
 The page shows prompt, answers, guidelines and the annotator's own progress. Text written by a model leaves the server
-as JSON and enters the document as text nodes. A content security policy allows requests to the page's own server only,
-whatever a candidate contains.
+as JSON and enters the document as text nodes. Every request passes [`sandan.preference.page_guard.PageGuard`], whose
+content security policy allows requests to the page's own server only, whatever a candidate contains.
 """
 
 import hashlib
@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
-from .item_queue import Item, Queue
+from ..core.text import HIDDEN
+from .item_queue import AlreadySettled, Item, Queue
+from .judgement_event import DAY_SECONDS
 from .judgement_log import check_annotator
+from .page_guard import PageGuard
 
 
 if TYPE_CHECKING:
@@ -30,11 +33,6 @@ REASONS = ("cannot_judge", "all_bad", "unclear", "offensive")
 NOTE_CHARACTERS = 2000
 LANGUAGES = ("en", "ja")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; object-src 'none'; frame-src 'none'; form-action 'self'; "
-    "frame-ancestors 'none'"
-)
 
 
 @dataclass(frozen=True)
@@ -126,15 +124,29 @@ class Desk:
         if not isinstance(ranks, list):
             raise UserError("ranks: expected a list")
         flags = self._flags(data.get("flags"), len(ranks))
-        self.queue.judge(annotator, str(data.get("ticket")), ranks, flags=flags, **self._about(data))
-        return self.open_item(annotator, data) | {"message": "saved"}
+        about = self._about(data)
+        return self._settle(
+            annotator, data, "saved", lambda ticket: self.queue.judge(annotator, ticket, ranks, flags=flags, **about)
+        )
 
     def skip_item(self, annotator: str, data: dict[str, Any]) -> dict[str, Any]:
         """Log that the item cannot be judged and open the next one."""
         if data.get("reason") not in REASONS:
             raise UserError(f"reason: expected one of {', '.join(REASONS)}")
-        self.queue.skip(annotator, str(data.get("ticket")), data["reason"], **self._about(data))
-        return self.open_item(annotator, data) | {"message": "skipped_it"}
+        about = self._about(data)
+        return self._settle(
+            annotator, data, "skipped_it", lambda ticket: self.queue.skip(annotator, ticket, data["reason"], **about)
+        )
+
+    def _settle(
+        self, annotator: str, data: dict[str, Any], message: str, decide: Callable[[str], Any]
+    ) -> dict[str, Any]:
+        """Log a decision and return the next item, or say that another tab had already decided."""
+        try:
+            decide(str(data.get("ticket")))
+        except AlreadySettled:
+            return self.open_item(annotator, data) | {"message": "settled_elsewhere", "refused": True}
+        return self.open_item(annotator, data) | {"message": message}
 
     def undo_last(self, annotator: str, data: dict[str, Any]) -> dict[str, Any]:
         """Reopen the annotator's last item."""
@@ -148,7 +160,9 @@ class Desk:
             raise UserError("the guidelines have changed; reload the page")
         return {
             "note": str(data.get("note") or "")[:NOTE_CHARACTERS].encode("utf-8", "replace").decode(),
-            "seconds": round(float(seconds), 2) if isinstance(seconds, (int, float)) and 0 < seconds < 86400 else None,
+            "seconds": round(float(seconds), 2)
+            if isinstance(seconds, (int, float)) and 0 < seconds < DAY_SECONDS - 1
+            else None,
             "guidelines": data["guidelines"],
         }
 
@@ -157,22 +171,6 @@ class Desk:
         if not isinstance(flags, list) or len(flags) != count or not all(isinstance(chosen, list) for chosen in flags):
             raise UserError(f"flags: expected {count} lists")
         return [[flag for flag in FLAGS if flag in chosen] for chosen in flags]
-
-
-class PolicyMiddleware:
-    """ASGI middleware that adds the content security policy to every response."""
-
-    def __init__(self, app: Callable):
-        self.app = app
-
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        async def send_with_policy(message: dict) -> None:
-            if message["type"] == "http.response.start":
-                headers = {b"content-security-policy": POLICY.encode(), b"referrer-policy": b"no-referrer"}
-                message["headers"] = [*message.get("headers", ()), *headers.items()]
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy)
 
 
 def build_page(desk: Desk, annotator: str | None) -> "gradio.Blocks":
@@ -190,11 +188,14 @@ def build_page(desk: Desk, annotator: str | None) -> "gradio.Blocks":
         "flags": FLAGS,
         "reasons": REASONS,
         "note_characters": NOTE_CHARACTERS,
+        "hidden": HIDDEN,
     }
 
     def handler(action: Callable[[str, dict[str, Any]], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
         def answer(data: dict[str, Any], request: gradio.Request) -> dict[str, Any]:
             try:
+                if not isinstance(data, dict):
+                    raise UserError("expected a JSON object")
                 return action(check_annotator(login(blocks, request) or data.get("annotator")), data)
             except UserError as error:
                 return {"error": str(error)}
@@ -238,17 +239,12 @@ def serve(
     """
     import gradio
     from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     if host not in LOOPBACK and not accounts:
         raise UserError(
             f"host: {host} can be reached from outside; give --auth and set SANDAN_AUTH=name:password,name:password"
         )
-    middleware = [Middleware(PolicyMiddleware)]
-    if host in LOOPBACK:
-        # Refuse a website that points its own host name at this machine (DNS rebinding).
-        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"]))
-    else:
+    if host not in LOOPBACK:
         logger.warning("warning: %s listens beyond this machine, without TLS; whoever has a password can judge", host)
     try:
         _, address, _ = blocks.launch(
@@ -264,7 +260,7 @@ def serve(
             pwa=False,
             footer_links=[],
             max_file_size=1,
-            app_kwargs={"middleware": middleware},
+            app_kwargs={"middleware": [Middleware(PageGuard, hosts=LOOPBACK if host in LOOPBACK else None)]},
             theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             head=f"<style>{asset('page.css')}</style>",
         )

@@ -35,8 +35,9 @@ def render_html(
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
-    environment.filters |= {"visible": visible, "duration": show_duration, "date": _show_date, "language": _language}
+    environment.filters |= {"duration": show_duration, "date": _show_date, "language": _language}
     models, groups = comparison_table(report["comparison"])
     titles = {"new_combinations": "New combinations", "pretraining_only": "Pretraining-only facts"}
     by_group: dict[str, list[dict[str, Any]]] = {}
@@ -60,6 +61,11 @@ def render_html(
             for name, stage in report["stages"].items()
         },
     )
+
+
+def _shown(value: Any) -> Any:
+    # Every value that the template shows passes here. Markup is the template's own, and the charts.
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _show_date(iso: str) -> str:

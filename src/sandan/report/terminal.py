@@ -25,7 +25,7 @@ def render_table(report: dict[str, Any], samples: Sequence[dict[str, Any]] = (),
         text += "\n\n" + aligned(
             [["prompt", "", _clip(sample["prompt"])]] + [_answer(sample, model) for model in models]
         )
-    return f"\n{report['recipe']}: {headline(report)['text']}\n\n{text}\n"
+    return visible(f"\n{report['recipe']}: {headline(report)['text']}\n\n{text}\n")
 
 
 def _answer(sample: dict[str, Any], model: str) -> list[str]:

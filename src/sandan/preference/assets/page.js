@@ -7,12 +7,17 @@ const root = element.querySelector(".sandan");
 const query = new URLSearchParams(location.search);
 const remembered = (key, fallback) => localStorage.getItem(`sandan:${key}`) ?? fallback;
 const browser = navigator.language.startsWith("ja") ? "ja" : "en";
+// Every object has inherited keys such as "constructor", so that only its own keys count.
+const languages = [query.get("language"), remembered("language", browser), browser];
 const page = {
-  language: query.get("language") in settings.strings ? query.get("language") : remembered("language", browser),
+  language: languages.find((name) => Object.hasOwn(settings.strings, name ?? "")),
   annotator: query.get("annotator") ?? settings.annotator,
   state: null, ranks: [], flags: [], note: "", last: null, flagging: null, shownAt: 0, seconds: 0, busy: false,
 };
-const t = (key) => settings.strings[page.language][key] ?? key;
+function t(key) {
+  const strings = settings.strings[page.language];
+  return Object.hasOwn(strings, key) ? strings[key] : key;
+}
 const letter = (index) => String.fromCharCode(65 + index);
 
 function h(tag, attributes = {}, ...children) {
@@ -26,16 +31,16 @@ function h(tag, attributes = {}, ...children) {
   return node;
 }
 
-// Control characters, half surrogates and the marks that turn the writing direction are shown by name, not obeyed.
-const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+// Characters that draw nothing or turn the writing direction are shown by their code, not obeyed.
+const HIDDEN = new RegExp(settings.hidden, "gu");
 function visible(text) {
   const parts = [];
   let from = 0;
   for (const match of text.matchAll(HIDDEN)) {
-    const code = match[0].charCodeAt(0);
+    const code = match[0].codePointAt(0);
     const name = `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
     parts.push(text.slice(from, match.index), h("span", { class: "control" }, name));
-    from = match.index + 1;
+    from = match.index + match[0].length;
   }
   return [...parts, text.slice(from)];
 }
@@ -55,6 +60,8 @@ async function call(name, data = {}) {
       // The same request again: the log keeps a decision that is sent twice once.
     }
     root.querySelector(".banner").hidden = false;
+    // A server that was started again wants a cookie of its own, which comes with the page.
+    await fetch(location.pathname, { cache: "no-store" }).catch(() => null);
     await new Promise((resolve) => setTimeout(resolve, 1000));
   }
   root.querySelector(".banner").hidden = true;
@@ -78,7 +85,7 @@ function show(state) {
     page.shownAt = performance.now();
   }
   render();
-  if (state.message) say(t(state.message));
+  if (state.message) say(t(state.message), state.refused);
   if (fresh) window.scrollTo(0, 0);
   if (state.item) focusCard(0);
 }
