@@ -49,8 +49,7 @@ def main(args, stage):
     judgements, skips = read_logs(args.judgement_files, stage)
     splits, counts = make_preferences(judgements, args.form, args.held_out_share, args.seed)
     analysis = analyse(judgements) | counts | {"skipped": len(skips), "guidelines": guidelines_of(judgements)}
-    stage.begin_writing()
-    write_dataset(splits, analysis, args.licence, args.language or [], stage.output_dir)
+    write_dataset(splits, analysis, args.licence, args.language or [], stage.begin_writing())
     print(render_agreement(analysis))
     metrics = {"judgements": len(judgements), "skipped": len(skips), **counts}
     metrics |= {f"{name}_pairs": len(rows) for name, rows in splits.items()}
