@@ -97,10 +97,12 @@ class StageFolder:
     def unlock(self) -> None:
         """Let other runs have the folder."""
         if self._lock is not None:
-            # Removed before it is released: afterwards it could be the lock of another run.
-            (self.path / LOCK).unlink(missing_ok=True)
-            self._lock.release()
-            self._lock = None
+            try:
+                # Removed before it is released: afterwards it could be the lock of another run.
+                (self.path / LOCK).unlink(missing_ok=True)
+            finally:
+                self._lock.release()
+                self._lock = None
 
     # ---- From state to state ----
 
@@ -128,6 +130,8 @@ class StageFolder:
             self._lay_aside(self.path / entry.name)
             entry.rename(self.path / entry.name)
         previous.rmdir()
+        for name in SCRATCH - {LOCK}:
+            (self.path / name).unlink(missing_ok=True)
         return True
 
     def forget_unfinished(self) -> None:
