@@ -1,8 +1,10 @@
 """A stage's folder after runs that ended anywhere: nothing finished is lost, nothing half done is taken for whole."""
 
 import contextlib
+import errno
 import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -211,11 +213,23 @@ def test_the_second_run_in_a_folder_is_refused_in_one_line(copies):
     folder = next(copies)
     with make(folder).opened():
         before = content(folder)
-        with pytest.raises(UserError, match=r"another run is writing here; wait for its end or give another --output_"):
+        with pytest.raises(
+            UserError, match=r"another run is writing here; wait for its end or give another --output_"
+        ):
             make(folder).open()
         assert content(folder) == before and (folder / LOCK).exists()
     run(folder, "new")
     assert not (folder / LOCK).exists()
+
+
+def test_a_disk_without_locks_is_said_and_used(copies, monkeypatch, caplog):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    folder = next(copies)
+    run(folder, "new")
+    assert check_is_whole_or_refused(folder) == "new" and "this disk has no locks" in caplog.text
 
 
 def test_other_ranks_need_no_lock(copies, monkeypatch):

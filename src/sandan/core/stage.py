@@ -113,12 +113,14 @@ class Stage:
         """Take the output folder for this run, until [`close`]. Nothing that is in it changes.
 
         Raises:
-            UserError: if the folder holds something that this stage of this recipe did not write, or another run has it.
+            UserError: if the folder holds something that this stage of this recipe did not write, if another run has
+                it, or if an input is of a stage that did not finish.
         """
         # Only the main process checks: another rank could see a half-created folder.
         if not is_main_process():
             return self
         self.check_owner()
+        self._check_inputs()
         with self._changing_files():
             self.output_dir.mkdir(parents=True, exist_ok=True)
             self.folder.lock()
@@ -147,6 +149,12 @@ class Stage:
                 "nothing was changed: give another --output_dir"
             )
 
+    def _check_inputs(self) -> None:
+        """Refuse settings that name a folder of a stage that did not finish, before anything is loaded from it."""
+        for value in self.config.values():
+            if isinstance(value, str) and os.path.isdir(value) and Path(value) != self.output_dir:
+                require_whole(Path(value))
+
     def was_finished(self) -> bool:
         """Return whether the earlier run in this folder finished. Call before [`begin_writing`]."""
         return self.folder.is_finished() and not (self.output_dir / UNFINISHED).is_dir()
@@ -173,7 +181,9 @@ class Stage:
             logger.warning("%s: cannot be put back (%s); the next run tries it again", self.output_dir, error)
 
     def _write_recipe(self) -> None:
-        write_text(self.output_dir / RECIPE, yaml.safe_dump({"recipe": self.recipe, "stage": self.name, **self.config}))
+        write_text(
+            self.output_dir / RECIPE, yaml.safe_dump({"recipe": self.recipe, "stage": self.name, **self.config})
+        )
 
     @contextlib.contextmanager
     def _changing_files(self) -> Iterator[None]:
@@ -193,8 +203,7 @@ class Stage:
             UserError: if a local path does not exist, or is of a stage that did not finish.
         """
         path = Path(path)
-        if path.exists():
-            require_whole(path if path.is_dir() else path.parent)
+        require_whole(path if path.is_dir() else path.parent)
         if path.is_dir():
             result = path / RESULT
             files = [result] if result.is_file() else sorted(path.glob("*.json")) + sorted(path.glob("*.safetensors"))
@@ -281,7 +290,9 @@ def require_whole(folder: Path) -> None:
         # As text, because NaN is not equal to itself.
         other = [name for name in made.keys() | settings.keys() if _text(made, name) != _text(settings, name)]
         if other:
-            raise UserError(f"{folder}: {RECIPE} is not that of {RESULT} ({', '.join(sorted(other)[:5])}); {again} again")
+            raise UserError(
+                f"{folder}: {RECIPE} is not that of {RESULT} ({', '.join(sorted(other)[:5])}); {again} again"
+            )
 
 
 def _text(settings: dict[str, Any], name: str) -> str:

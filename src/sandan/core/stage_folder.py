@@ -17,8 +17,10 @@ finished one. Checkpoints stay where they are.
 """
 
 import contextlib
+import errno
 import fnmatch
 import json
+import logging
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -48,6 +50,9 @@ OF_A_MODEL = (
     "adapter",
     "ema_policy",
 )
+WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
+
+logger = logging.getLogger(__name__)
 
 
 class StageFolder:
@@ -92,6 +97,10 @@ class StageFolder:
                 raise UserError(
                     f"{self.path}: another run is writing here; wait for its end or give another --output_dir"
                 ) from None
+            except OSError as error:
+                if error.errno not in WITHOUT_LOCKS:
+                    raise
+                logger.warning("%s: this disk has no locks; let no second run write here", self.path)
             self._lock = lock
 
     def unlock(self) -> None:
