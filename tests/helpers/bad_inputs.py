@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from helpers.stages import finish
+
 
 ROOT = Path(__file__).parents[2]
 
@@ -356,8 +358,8 @@ class Bench:
             {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [{**ASSISTANT, "content": f"B{n}"}]}
             for n in range(8)
         ]
+        finish((self.good / PAIR).parent)
         write(PAIR, pairs)
-        (self.good / "outputs/tiny/preferences/recipe.yaml").write_text("recipe: tiny\nstage: preferences\n")
         write(
             "outputs/tiny/preferences/preferences_eval.jsonl", [{**pairs[0], "prompt": [{**USER, "content": "other"}]}]
         )
@@ -371,8 +373,8 @@ class Bench:
         torch.manual_seed(0)
         for name in ("tokenizer", "pretrain", "sft-model", "reward"):
             place = self.good / "outputs" / "tiny" / name
+            finish(place)
             tokenizer.save_pretrained(place)
-            (place / "recipe.yaml").write_text(f"recipe: tiny\nstage: {name}\n")
             if name != "tokenizer":
                 (LlamaForSequenceClassification if name == "reward" else LlamaForCausalLM)(config).save_pretrained(
                     place

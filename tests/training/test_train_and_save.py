@@ -140,7 +140,7 @@ def finished(run_here):
 
     def snapshot(checkpoints=True):
         paths = [path for path in sorted(Path("out").rglob("*")) if path.is_file()]
-        kept = [path for path in paths if not path.parts[1].startswith((".unfinished", "checkpoint-"))]
+        kept = [path for path in paths if not path.parts[1].startswith((".unfinished", ".saving", "checkpoint-"))]
         return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (paths if checkpoints else kept)}
 
     return snapshot
