@@ -206,6 +206,15 @@ def test_an_earlier_model_does_not_lie_beside_the_new_one(copies):
     assert not (folder / "model-00001-of-00002.safetensors").exists() and not (folder / "adapter").exists()
 
 
+def test_a_finished_stage_without_its_recipe_is_put_back_too(copies):
+    folder = next(copies)
+    before = content(folder)
+    (folder / RECIPE).unlink()
+    with pytest.raises(ZeroDivisionError):
+        run(folder, "new", ZeroDivisionError())
+    assert {**content(folder), RECIPE: before[RECIPE]} == before and check_is_whole_or_refused(folder) == "old"
+
+
 # ---- Two runs ----
 
 

@@ -25,7 +25,7 @@ from .._version import __version__
 from .chain import CHAIN
 from .errors import Interrupted, UserError
 from .files import sha256, write_text
-from .stage_folder import RECIPE, RESULT, UNFINISHED, StageFolder, read_settings
+from .stage_folder import RECIPE, RESULT, UNFINISHED, StageFolder, read_settings, settings_of
 
 
 VERSIONED = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "tokenizers")
@@ -124,10 +124,14 @@ class Stage:
         with self._changing_files():
             self.output_dir.mkdir(parents=True, exist_ok=True)
             self.folder.lock()
-            # Again: until the lock was taken, another run could have begun here.
-            self.check_owner()
-            if not self.folder.owner():
-                self._write_recipe()
+            try:
+                # Again: until the lock was taken, another run could have begun here.
+                self.check_owner()
+                if not self.folder.owner():
+                    self._write_recipe()
+            except BaseException:
+                self.close()
+                raise
         return self
 
     def close(self) -> None:
@@ -286,7 +290,7 @@ def require_whole(folder: Path) -> None:
         raise UserError(f"{folder}: its run did not finish (no {RESULT}); {again} first")
     result, settings = read_result(folder), read_settings(folder / RECIPE)
     if (folder / RECIPE).is_file():
-        made = {"recipe": result.get("recipe"), "stage": result.get("stage"), **(result.get("config") or {})}
+        made = settings_of(result)
         # As text, because NaN is not equal to itself.
         other = [name for name in made.keys() | settings.keys() if _text(made, name) != _text(settings, name)]
         if other:

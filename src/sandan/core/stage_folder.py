@@ -22,14 +22,14 @@ import fnmatch
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from .errors import UserError
-from .files import temporary_name
+from .files import temporary_name, write_text
 
 
 if TYPE_CHECKING:
@@ -120,6 +120,9 @@ class StageFolder:
         previous = self.path / PREVIOUS
         if self.is_finished():
             self.settle()
+            if not (self.path / RECIPE).exists():
+                # The order of the renames is told by this file, so there has to be one.
+                write_text(self.path / RECIPE, yaml.safe_dump(settings_of(read_settings(self.path / RESULT))))
             previous.mkdir()
         elif not previous.is_dir() or (previous / RECIPE).exists():
             return
@@ -175,6 +178,11 @@ class StageFolder:
 def _ordered(entries: Iterable[Path], first: str | None, last: str) -> list[Path]:
     """Return the entries in the order in which they move."""
     return sorted(entries, key=lambda entry: (entry.name == last, entry.name != first, entry.name))
+
+
+def settings_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the `recipe.yaml` of the run with this result says."""
+    return {"recipe": result.get("recipe"), "stage": result.get("stage"), **(result.get("config") or {})}
 
 
 def read_settings(path: Path) -> dict[str, Any]:
