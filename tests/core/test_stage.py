@@ -9,7 +9,7 @@ import yaml
 
 from sandan.core.chain import CHAIN
 from sandan.core.errors import UserError
-from sandan.core.stage import RECIPE, RESULT, Stage, effective_config, read_result
+from sandan.core.stage import RECIPE, RESULT, Stage, effective_config, read_result, require_whole
 from sandan.core.stage_folder import LOCK
 from sandan.models.loading import load_causal_lm, load_tokenizer, require_model
 
@@ -128,6 +128,7 @@ def test_tokens_are_not_recorded_but_special_tokens_are(stage):
     config = SFTConfig("out", use_cpu=True, bf16=False, hub_token="hf_secret", eos_token="<|end|>")
     stage.config = effective_config((config,))
     stage.open().finish({})
+    require_whole(stage.output_dir)
     for name in (RECIPE, RESULT):
         text = (stage.output_dir / name).read_text()
         assert "hf_secret" not in text and "hub_token" not in text and "<|end|>" in text

@@ -466,6 +466,21 @@ def test_room_is_asked_for_before_the_start(make, tmp_path, monkeypatch):
 # ---- Several ranks ----
 
 
+def test_a_folder_that_cannot_be_changed_ends_every_rank_before_the_first_step(make, saved, monkeypatch):
+    def refuse():
+        raise UserError("read-only")
+
+    main, other = make(), make()
+    main.before_writing = refuse
+    with pytest.raises(UserError, match="read-only"):
+        main.train()
+    monkeypatch.setattr("sandan.training.trainer.on_any_rank", lambda accelerator, flag: True)
+    other._writes = False
+    with pytest.raises(UserError, match="another rank could not write"):
+        other.begin_writing()
+    assert main.state.global_step == 0
+
+
 def on_two_ranks(folder, moment):
     """Run by torchrun: only rank 1 gets the signal, or the bad number; what each rank saw is written down."""
     from sandan.pretrain.tokenizer import train_tokenizer
