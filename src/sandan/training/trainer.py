@@ -83,8 +83,7 @@ class ReliableTrainer(Trainer):
     Attributes:
         identity (`dict`, *optional*): `settings` and `inputs` that are recorded in a checkpoint; by default the
             training arguments.
-        before_writing (`Callable`, *optional*): called in the main process before this run changes anything in the
-            output folder.
+        before_writing (`Callable`, *optional*): called once, before this run changes anything in the output folder.
     """
 
     # The file of a checkpoint for the state that Trainer itself does not save.
