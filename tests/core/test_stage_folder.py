@@ -74,7 +74,7 @@ def texts(folder):
 
 
 def models(folder):
-    return {path.read_bytes() for path in folder.rglob("model.safetensors") if path.is_file()}
+    return {path.read_bytes() for path in folder.rglob("model.safetensors*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +186,15 @@ def test_a_run_that_fails_puts_the_finished_stage_back_and_keeps_what_it_made(fa
     assert not make(folder).was_finished()  # the checkpoints are of a run that can go on
     run(folder, "new")
     assert make(folder).was_finished() and not (folder / UNFINISHED).exists()
+
+
+def test_what_two_failed_runs_made_is_kept_until_one_finishes(copies):
+    folder = next(copies)
+    for made in ("new", "newer"):
+        with pytest.raises(ZeroDivisionError):
+            run(folder, made, ZeroDivisionError())
+    kept = {name: (folder / UNFINISHED / name).read_bytes() for name in ("model.safetensors", "model.safetensors.2")}
+    assert kept == {"model.safetensors": b"new", "model.safetensors.2": b"newer"}
 
 
 def test_a_run_that_a_signal_stops_leaves_no_result_so_that_make_and_schedulers_go_on(copies):

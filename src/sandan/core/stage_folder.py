@@ -19,8 +19,10 @@ finished one. Checkpoints stay where they are.
 import contextlib
 import errno
 import fnmatch
+import itertools
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -166,13 +168,13 @@ class StageFolder:
                 yield entry
 
     def _lay_aside(self, entry: Path) -> None:
-        """Move an entry, if there is one, into `.unfinished/`, over that of an earlier unfinished run."""
+        """Move an entry, if there is one, into `.unfinished/`, beside those of earlier unfinished runs."""
         if entry.exists():
-            target = self.path / UNFINISHED / entry.name
-            target.parent.mkdir(exist_ok=True)
-            if target.is_dir():
-                shutil.rmtree(target)
-            entry.replace(target)
+            folder = self.path / UNFINISHED
+            folder.mkdir(exist_ok=True)
+            numbered = (f"{entry.name}.{number}" for number in itertools.count(2))
+            names = itertools.chain([entry.name], numbered)
+            entry.rename(next(folder / name for name in names if not os.path.lexists(folder / name)))
 
 
 def _ordered(entries: Iterable[Path], first: str | None, last: str) -> list[Path]:
