@@ -46,6 +46,7 @@ def main(args):
 
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
+    from sandan.core.stage import require_whole
     from sandan.preference.item_queue import Queue, QueueSettings, load_items
     from sandan.preference.judgement_log import JudgementLog, check_annotator
     from sandan.preference.ranking_page import (
@@ -61,6 +62,7 @@ def main(args):
         check_annotator(args.annotator)
     settings = QueueSettings(args.overlap_share, args.overlap_annotators, args.repeat_share, seed=args.seed)
     guidelines = load_guidelines(args.guidelines_file)
+    require_whole(Path(args.candidates_file).parent)
     log = JudgementLog(args.log_file)
     queue = Queue(load_items(args.candidates_file), log, settings)
     keep_guidelines(guidelines, log.path.parent)

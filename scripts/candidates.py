@@ -66,7 +66,7 @@ def main(args, data, stage):
         for row, answers in zip(prompts, completions, strict=True)
     ]
     kept = [row for row in rows if len(row["candidates"]) > 1]
-    write_jsonl(stage.output_dir / "candidates.jsonl", kept)
+    write_jsonl(stage.begin_writing() / "candidates.jsonl", kept)
     sampled = [answer for answers in completions for answer in answers]
     stage.finish(
         {

@@ -57,9 +57,6 @@ def main(args, data, stage):
         path = {**paths, "reward": args.reward_model}[name]
         check_prompts(lengths, args.max_new_tokens, "max_new_tokens", model.config, path, "max_prompt_tokens")
     comparison, samples = compare(models, tokenizer, rows, args, reward_model, [row["text"] for row in texts])
-    write_text(stage.output_dir / "comparison.json", json.dumps(comparison, indent=1, ensure_ascii=False) + "\n")
-    write_jsonl(stage.output_dir / "samples.jsonl", samples)
-
     metrics = {f"{row['model']}/{key}": value for row in comparison for key, value in row.items() if key != "model"}
     if pairs:
         base = models["base"]
@@ -70,6 +67,9 @@ def main(args, data, stage):
             score = partial(pseudo_log_probs, masked, load_tokenizer(args.masked_model))
             accuracy = minimal_pair_accuracy(pairs, tokenizer, score)
             metrics |= {f"minimal_pairs/mlm/{skill}": share for skill, share in accuracy.items()}
+    folder = stage.begin_writing()
+    write_text(folder / "comparison.json", json.dumps(comparison, indent=1, ensure_ascii=False) + "\n")
+    write_jsonl(folder / "samples.jsonl", samples)
     stage.finish(metrics, models["sft"].device.type)
 
 

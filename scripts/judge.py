@@ -32,7 +32,9 @@ class JudgeArguments:
 
 def main(args):
     import re
+    from pathlib import Path
 
+    from sandan.core.stage import require_whole
     from sandan.preference.item_queue import Queue, load_items
     from sandan.preference.judgement_log import JudgementLog, check_annotator
     from sandan.preference.llm_judge import EVERY_ITEM, connect, judge_all
@@ -40,6 +42,7 @@ def main(args):
 
     name = check_annotator(args.annotator or re.sub(r"[^A-Za-z0-9_-]+", "-", args.model)[-32:])
     guidelines = load_guidelines(args.guidelines_file)
+    require_whole(Path(args.candidates_file).parent)
     log = JudgementLog(args.log_file)
     queue = Queue(load_items(args.candidates_file), log, EVERY_ITEM)
     keep_guidelines(guidelines, log.path.parent)

@@ -51,8 +51,7 @@ def main(args, stage):
     counts |= {"skipped": len(skips), "invalid_lines": left_out}
     analysis = analyse(judgements) | counts | {"guidelines": guidelines_of(judgements)}
     table = render_agreement(analysis)
-    stage.begin_writing()
-    write_dataset(splits, analysis, args.licence, args.language or [], stage.output_dir)
+    write_dataset(splits, analysis, args.licence, args.language or [], stage.begin_writing())
     print(table)
     if left_out:
         print(f"{left_out:,} lines left out, because they are not valid events")

@@ -64,7 +64,7 @@ def main(args, stage):
                     "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 }
             )
-    write_jsonl(stage.output_dir / "judgements.jsonl", judgements)
+    write_jsonl(stage.begin_writing() / "judgements.jsonl", judgements)
     stage.finish(
         {
             "judgements": len(judgements),

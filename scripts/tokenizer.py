@@ -34,16 +34,15 @@ def main(args, data, stage):
 
     train, held_out = load_data(data, stage, COLUMNS)
     tokenizer = train_tokenizer(texts_of(train), args.vocab_size)
-    tokenizer.save_pretrained(stage.output_dir)
     texts = list(texts_of(held_out if held_out is not None else train.select(range(min(len(train), 1000)))))
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    stage.finish(
-        {
-            "vocab_size": len(tokenizer),
-            "bytes_per_token": sum(len(text.encode()) for text in texts) / sum(map(len, encoded)),
-            "lossless_share": sum(map(str.__eq__, tokenizer.batch_decode(encoded), texts)) / len(texts),
-        }
-    )
+    metrics = {
+        "vocab_size": len(tokenizer),
+        "bytes_per_token": sum(len(text.encode()) for text in texts) / sum(map(len, encoded)),
+        "lossless_share": sum(map(str.__eq__, tokenizer.batch_decode(encoded), texts)) / len(texts),
+    }
+    tokenizer.save_pretrained(stage.begin_writing())
+    stage.finish(metrics)
 
 
 if __name__ == "__main__":

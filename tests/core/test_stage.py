@@ -9,7 +9,8 @@ import yaml
 
 from sandan.core.chain import CHAIN
 from sandan.core.errors import UserError
-from sandan.core.stage import RECIPE, RESULT, Stage, effective_config, read_result
+from sandan.core.stage import RECIPE, RESULT, Stage, effective_config, read_result, require_whole
+from sandan.core.stage_folder import LOCK
 from sandan.models.loading import load_causal_lm, load_tokenizer, require_model
 
 
@@ -24,9 +25,10 @@ def snapshot(folder):
 
 def test_folder_holds_recipe_then_result(stage):
     stage.open()
-    assert sorted(os.listdir(stage.output_dir)) == [RECIPE]
+    assert sorted(os.listdir(stage.output_dir)) == [LOCK, RECIPE]
     (stage.output_dir / "model.safetensors").write_bytes(b"x")
     stage.finish({"score": 0.5})
+    stage.close()
     assert sorted(os.listdir(stage.output_dir)) == ["model.safetensors", RECIPE, RESULT]
     result = read_result(stage.output_dir)
     assert (result["stage"], result["recipe"], result["seed"]) == ("sft", "tiny", 3)
@@ -35,9 +37,12 @@ def test_folder_holds_recipe_then_result(stage):
     assert yaml.safe_load((stage.output_dir / RECIPE).read_text())["learning_rate"] == 0.1
 
 
-def test_rerun_removes_the_old_result_first(stage):
+def test_a_rerun_changes_nothing_before_it_begins_to_write(stage):
     stage.open().finish({})
+    before = snapshot(stage.output_dir)
     stage.open()
+    assert snapshot(stage.output_dir) == before
+    stage.begin_writing()
     assert not (stage.output_dir / RESULT).exists()
 
 
@@ -123,6 +128,7 @@ def test_tokens_are_not_recorded_but_special_tokens_are(stage):
     config = SFTConfig("out", use_cpu=True, bf16=False, hub_token="hf_secret", eos_token="<|end|>")
     stage.config = effective_config((config,))
     stage.open().finish({})
+    require_whole(stage.output_dir)
     for name in (RECIPE, RESULT):
         text = (stage.output_dir / name).read_text()
         assert "hf_secret" not in text and "hub_token" not in text and "<|end|>" in text

@@ -1,6 +1,6 @@
 """Bad inputs of every kind, and the line that each gets: docs/bad_inputs.md is this table, written and tested.
 
-    python tests/helpers/bad_inputs.py > docs/bad_inputs.md
+    PYTHONPATH=tests python tests/helpers/bad_inputs.py > docs/bad_inputs.md
 
 Every case runs a real script in this process, in a folder with good data and models that the case spoils.
 """
@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+
+from helpers.stages import finish
 
 
 ROOT = Path(__file__).parents[2]
@@ -285,6 +287,8 @@ CASES = {
         model("another tokenizer's reward model", lambda: _other_tokens(REWARD), "ppo"),
         model("the model is the output folder", lambda: None, options=("--output_dir", MODEL)),
         model("a tokenizer folder as model", lambda: None, options=("--model_name_or_path", "outputs/tiny/tokenizer")),
+        model("a stage that did not finish", lambda: Path(MODEL, "result.json").unlink()),
+        model("the recipe.yaml of another run", rewrite(f"{MODEL}/recipe.yaml", lambda content: content + b"seed: 1\n")),
     ],
     "Checkpoints": [
         checkpoint("of another learning rate", lambda folder: None, ("--learning_rate", "0.5")),
@@ -295,6 +299,7 @@ CASES = {
         checkpoint("named, a file truncated", lambda folder: os.truncate(folder / "model.safetensors", 99), ("--resume", "outputs/tiny/sft/checkpoint-2")),
         checkpoint("named, a bit flipped", lambda folder: _flip(folder / "model.safetensors"), ("--resume", "outputs/tiny/sft/checkpoint-2")),
         checkpoint("named, no manifest", lambda folder: (folder / "MANIFEST.json").unlink(), ("--resume", "outputs/tiny/sft/checkpoint-2")),
+        checkpoint("named, a manifest of no files", lambda folder: setting(f"{folder}/MANIFEST.json", files={})(), ("--resume", "outputs/tiny/sft/checkpoint-2")),
         checkpoint("named, half a manifest", lambda folder: (folder / "MANIFEST.json").write_text("{"), ("--resume", "outputs/tiny/sft/checkpoint-2")),
         checkpoint("named, the run's folder", lambda folder: None, ("--resume", "outputs/tiny/sft")),
     ],
@@ -356,8 +361,8 @@ class Bench:
             {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [{**ASSISTANT, "content": f"B{n}"}]}
             for n in range(8)
         ]
+        finish((self.good / PAIR).parent)
         write(PAIR, pairs)
-        (self.good / "outputs/tiny/preferences/recipe.yaml").write_text("recipe: tiny\nstage: preferences\n")
         write(
             "outputs/tiny/preferences/preferences_eval.jsonl", [{**pairs[0], "prompt": [{**USER, "content": "other"}]}]
         )
@@ -371,8 +376,8 @@ class Bench:
         torch.manual_seed(0)
         for name in ("tokenizer", "pretrain", "sft-model", "reward"):
             place = self.good / "outputs" / "tiny" / name
+            finish(place)
             tokenizer.save_pretrained(place)
-            (place / "recipe.yaml").write_text(f"recipe: tiny\nstage: {name}\n")
             if name != "tokenizer":
                 (LlamaForSequenceClassification if name == "reward" else LlamaForCausalLM)(config).save_pretrained(
                     place

@@ -8,6 +8,7 @@ import shutil
 import pytest
 from helpers import ROOT
 from helpers.scripts import run_script
+from helpers.stages import finish
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from sandan.data.jsonl import write_jsonl
@@ -125,3 +126,15 @@ def test_folder_of_another_recipe(refusal, here):
 def test_folder_that_is_not_a_model(refusal, here, tokenizer):
     tokenizer.save_pretrained(here / "only_tokenizer")
     assert "no config.json in it" in refusal("sft", "--model_name_or_path", "only_tokenizer")
+
+
+@pytest.mark.parametrize("script, options", [("annotate", []), ("judge", ["--model", "m", "--base_url", "http://x"])])
+def test_candidates_of_a_stage_that_did_not_finish(script, options, here):
+    folder = here / "outputs" / "tiny" / "candidates"
+    finish(folder)
+    (folder / "result.json").unlink()
+    write_jsonl(folder / "candidates.jsonl", [{"prompt": "Q", "candidates": ["A", "B"]}])
+    files = ["--candidates_file", folder / "candidates.jsonl", "--log_file", here / "log.jsonl"]
+    done = run_script(script, *files, *options, cwd=here)
+    assert done.returncode == 2 and not (here / "log.jsonl").exists()
+    assert done.stderr.endswith("did not finish (no result.json); run `make candidates RECIPE=tiny` first\n")

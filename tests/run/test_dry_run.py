@@ -10,6 +10,7 @@ import sys
 import pytest
 from helpers import ROOT
 from helpers.checkout import make, make_checkout
+from helpers.stages import finish
 
 from sandan.core.chain import CHAIN
 from sandan.data.jsonl import write_jsonl
@@ -45,14 +46,13 @@ def models(here, tokenizer, model, tiny_config):
 
     for name in ("tokenizer", "pretrain", "sft", "reward"):
         folder = here / "outputs" / "tiny" / name
+        finish(folder)
         tokenizer.save_pretrained(folder)
-        (folder / "recipe.yaml").write_text(f"recipe: tiny\nstage: {name}\n")
         if name != "tokenizer":
             (LlamaForSequenceClassification(tiny_config) if name == "reward" else model).save_pretrained(folder)
     rows = [{"prompt": "Q", "chosen": f"good {number}", "rejected": "bad"} for number in range(12)]
+    finish(here / "outputs" / "tiny" / "preferences")
     for part in ("train", "eval"):
-        (here / "outputs" / "tiny" / "preferences").mkdir(exist_ok=True)
-        (here / "outputs" / "tiny" / "preferences" / "recipe.yaml").write_text("recipe: tiny\nstage: preferences\n")
         write_jsonl(
             here / "outputs" / "tiny" / "preferences" / f"preferences_{part}.jsonl", rows[part == "train" :: 2]
         )

@@ -5,7 +5,6 @@ import functools
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import sys
@@ -15,6 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers import TEXTS, faults
+from helpers.disk import fillable
 from helpers.scripts import run_on_two_ranks, run_processes
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 
@@ -156,6 +156,32 @@ def test_a_broken_checkpoint_is_set_aside_and_the_one_before_is_used(saved, name
     (record,) = caplog.records
     assert "checkpoint-6: " in record.message and "set aside as checkpoint-6.broken" in record.message
     assert name in record.message
+
+
+def listed(folder, change):
+    """Change the files that a manifest lists."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest["files"])
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_manifest_that_lists_too_little_does_not_make_other_files_whole(saved, name):
+    folder = saved / "checkpoint-6"
+    listed(folder, lambda files: files.pop(name))
+    assert problem_of(folder) == f"{name} is not in {MANIFEST}"
+    (folder / name).unlink()
+    assert f"{MANIFEST} lists no " in problem_of(folder) and name.split(".")[-1] in problem_of(folder)
+
+
+@pytest.mark.parametrize("files", [{}, {"model.safetensors": 3}, {"model.safetensors": {"size": 1}}, [], None])
+def test_an_edited_manifest_is_refused(make, saved, files):
+    folder = saved / "checkpoint-6"
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"files": files}))
+    with pytest.raises(UserError, match=MANIFEST):
+        choose(saved, str(folder), make().run_identity(), finished=False, anyway=False)
+    assert newest_whole(saved).name == "checkpoint-4"
 
 
 def test_a_broken_folder_that_is_empty_or_half_made_is_no_checkpoint(saved):
@@ -386,10 +412,8 @@ def test_a_batch_without_any_label_has_loss_0(make, tokenizer):
 
 @pytest.fixture
 def small_files():
-    """Files of this process may not grow beyond some kB, as on a disk that is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with fillable() as fill:
+        yield fill
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_of_a_new_one(make, tmp_path, small_files):
@@ -442,6 +466,21 @@ def test_room_is_asked_for_before_the_start(make, tmp_path, monkeypatch):
 
 
 # ---- Several ranks ----
+
+
+def test_a_folder_that_cannot_be_changed_ends_every_rank_before_the_first_step(make, saved, monkeypatch):
+    def refuse():
+        raise UserError("read-only")
+
+    main, other = make(), make()
+    main.before_writing = refuse
+    with pytest.raises(UserError, match="read-only"):
+        main.train()
+    monkeypatch.setattr("sandan.training.trainer.on_any_rank", lambda accelerator, flag: True)
+    other._writes = False
+    with pytest.raises(UserError, match="another rank could not write"):
+        other.begin_writing()
+    assert main.state.global_step == 0
 
 
 def on_two_ranks(folder, moment):

@@ -2,13 +2,17 @@
 
 import copy
 import json
+import os
 import runpy
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import ROOT
+from helpers.disk import fillable
+from helpers.scripts import PROCESSES, be_script
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -23,6 +27,7 @@ from trl import ModelConfig
 from sandan.core.errors import UserError
 from sandan.data.jsonl import write_jsonl
 from sandan.models.loading import quantization, unquantized
+from sandan.sft.trainer import GuardedSFTTrainer
 from sandan.training.train_and_save import ShortProgress, on_whole_weights
 
 
@@ -119,6 +124,99 @@ def test_sft_streams_its_rows(run_here):
 def test_the_default_length_is_lowered_to_the_models_positions(run_here):
     run_here("sft", *[option for option in SFT if option not in ("--max_length", "64")])
     assert json.loads(Path("out/result.json").read_text())["config"]["max_length"] == 128
+
+
+# ---- Runs again in the folder of a finished stage ----
+
+
+LONGER = ["--max_steps", "4", "--save_strategy", "steps", "--save_steps", "1"]
+AGAIN = ["--data_files", "rows.jsonl", "--max_length", "64", "--learning_rate", "0.2", *LONGER]
+
+
+@pytest.fixture
+def finished(run_here):
+    """Finish a stage in `out`; return what tells whether it is still as it was."""
+    run_here("sft", *SFT, "--save_strategy", "steps", "--save_steps", "1")
+
+    def snapshot(checkpoints=True):
+        paths = [path for path in sorted(Path("out").rglob("*")) if path.is_file()]
+        kept = [path for path in paths if not path.parts[1].startswith((".unfinished", ".saving", "checkpoint-"))]
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (paths if checkpoints else kept)}
+
+    return snapshot
+
+
+def after_step(number, action, training_step=GuardedSFTTrainer.training_step):
+    """Return a training step that does `action` first when `number` steps have been made."""
+
+    def step(self, *args, **kwargs):
+        if self.state.global_step == number:
+            action()
+        return training_step(self, *args, **kwargs)
+
+    return step
+
+
+def fail():
+    raise RuntimeError("no memory")
+
+
+@pytest.mark.parametrize(
+    "steps, options, message", [(None, ["--adam_beta1", "1.5"], "Invalid beta"), (0, [], "no memory")]
+)
+def test_an_error_before_the_first_optimizer_step_changes_nothing(
+    steps, options, message, run_here, finished, monkeypatch
+):
+    before = finished()
+    monkeypatch.setattr(GuardedSFTTrainer, "training_step", after_step(steps, fail))
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        run_here("sft", *AGAIN, *options)
+    assert finished() == before
+
+
+@pytest.mark.parametrize("cause", ["exception", "full disk"])
+def test_an_error_in_the_middle_of_training_puts_the_finished_stage_back(
+    cause, run_here, finished, monkeypatch, caplog
+):
+    caplog.set_level("INFO")
+    before = finished(checkpoints=False)
+    with monkeypatch.context() as patch, fillable() as fill:
+        action = fail if cause == "exception" else fill
+        patch.setattr(GuardedSFTTrainer, "training_step", after_step(2, action))
+        with pytest.raises((RuntimeError, SystemExit)) as caught:
+            run_here("sft", *AGAIN)
+    assert cause == "exception" or caught.value.code == 2
+    assert finished(checkpoints=False) == before
+    assert [path.name for path in Path("out").glob("checkpoint-*")].count("checkpoint-1.previous") == 1
+    run_here("sft", *AGAIN)
+    assert "going on from out/checkpoint-2" in caplog.text
+    assert json.loads(Path("out/result.json").read_text())["metrics"]["train_steps"] == 4
+    assert not list(Path("out").glob(".*"))
+
+
+@pytest.mark.parametrize("sign", [".previous/recipe.yaml", "checkpoint-2"])
+def test_a_rerun_that_is_killed_is_refused_as_an_input_and_then_put_back(sign, run_here, finished, tmp_path, capsys):
+    before = finished(checkpoints=False)
+    common = ["--model_name_or_path", "m", "--use_cpu", "true", "--bf16", "false", "--output_dir", "out"]
+    endless = [*AGAIN, "--max_steps", "100000", "--save_total_limit", "2"]
+    command = [str(ROOT / "scripts" / "sft.py"), *common, *endless]
+    streams = [tmp_path / "stdout", tmp_path / "stderr"]
+    script = PROCESSES.Process(target=be_script, args=(command, tmp_path, dict(os.environ), streams))
+    script.start()
+    while script.is_alive() and not (tmp_path / "out" / sign).exists():
+        time.sleep(0.01)
+    with pytest.raises(SystemExit):
+        run_here("sft", *AGAIN)
+    assert "error: out: another run is writing here; wait" in capsys.readouterr().err
+    script.kill()
+    script.join()
+    with pytest.raises(SystemExit) as caught:
+        run_here("sft", *AGAIN, "--model_name_or_path", "out", "--output_dir", "next")
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert caught.value.code == 2 and "error: out: its run did not finish (no result.json); run `make out" in error
+    with pytest.raises(SystemExit):
+        run_here("sft", *AGAIN, "--data_files", "no.jsonl")
+    assert finished(checkpoints=False) == before
 
 
 # ---- Quantized weights ----

@@ -15,6 +15,11 @@ def sha256(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a complete file or nothing: to a temporary name first, then rename it."""
-    aside = path.with_name(f".{path.name}.tmp")
+    aside = path.with_name(temporary_name(path.name))
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)
+
+
+def temporary_name(name: str) -> str:
+    """Return the name under which [`write_text`] writes a file."""
+    return f".{name}.tmp"

@@ -4,12 +4,15 @@ Later stages read nothing but `outputs/<recipe>/<stage>/`: a standard Hugging Fa
 `recipe.yaml` (the settings of the run) and `result.json`, which is written last: if it exists, the stage is complete.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import platform
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -20,13 +23,13 @@ import yaml
 
 from .._version import __version__
 from .chain import CHAIN
-from .errors import UserError
+from .errors import Interrupted, UserError
 from .files import sha256, write_text
+from .stage_folder import RECIPE, RESULT, UNFINISHED, StageFolder, read_settings, settings_of
 
 
 VERSIONED = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "tokenizers")
-RESULT, RECIPE = "result.json", "recipe.yaml"
-# Folder for copies of the data without the skipped rows; it is removed at the end of the run.
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -84,55 +87,127 @@ class Stage:
     notes: dict[str, Any] = field(default_factory=dict)
     started_seconds: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self):
+        self.folder = StageFolder(self.output_dir)
+
+    # ---- The folder ----
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator["Stage"]:
+        """Hold the folder during the block; if an error ends the block, a finished stage is back in its place.
+
+        A signal changes nothing: the same command goes on, and without `result.json` everyone sees that it must.
+        """
+        self.open()
+        try:
+            yield self
+        except Interrupted:
+            raise
+        except BaseException:
+            self.restore()
+            raise
+        finally:
+            self.close()
+
     def open(self) -> "Stage":
-        """Create the output folder and write `recipe.yaml` there.
+        """Take the output folder for this run, until [`close`]. Nothing that is in it changes.
 
         Raises:
-            UserError: if the folder holds something that this stage of this recipe did not write.
+            UserError: if the folder holds something that this stage of this recipe did not write, if another run has
+                it, or if an input is of a stage that did not finish.
         """
         # Only the main process checks: another rank could see a half-created folder.
         if not is_main_process():
             return self
         self.check_owner()
-        owner = self.output_dir / RECIPE
-        try:
+        self._check_inputs()
+        with self._changing_files():
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            for path in (owner, self.output_dir / RESULT):
-                if path.is_file():
-                    path.replace(_aside(path))
-            write_text(owner, yaml.safe_dump({"recipe": self.recipe, "stage": self.name, **self.config}))
+            self.folder.lock()
+            try:
+                # Again: until the lock was taken, another run could have begun here.
+                self.check_owner()
+                if not self.folder.owner():
+                    self._write_recipe()
+            except BaseException:
+                self.close()
+                raise
+        return self
+
+    def close(self) -> None:
+        """Let other runs have the folder."""
+        if is_main_process():
+            self.folder.unlock()
+
+    def check_owner(self) -> None:
+        """Raise [`UserError`] if the output folder holds something that this stage of this recipe did not write."""
+        if self.output_dir.is_file():
+            raise UserError(f"{self.output_dir}: is a file; give another --output_dir")
+        if self.folder.is_free():
+            return
+        found = self.folder.owner()
+        if (found.get("recipe"), found.get("stage")) != (self.recipe, self.name):
+            holds = f"recipe {found['recipe']!r}, stage {found['stage']!r}" if found else "other files"
+            raise UserError(
+                f"{self.output_dir}: holds {holds}, not recipe {self.recipe!r}, stage {self.name!r}; "
+                "nothing was changed: give another --output_dir"
+            )
+
+    def _check_inputs(self) -> None:
+        """Refuse settings that name a folder of a stage that did not finish, before anything is loaded from it."""
+        for value in self.config.values():
+            if isinstance(value, str) and os.path.isdir(value) and Path(value) != self.output_dir:
+                require_whole(Path(value))
+
+    def was_finished(self) -> bool:
+        """Return whether the earlier run in this folder finished. Call before [`begin_writing`]."""
+        return self.folder.is_finished() and not (self.output_dir / UNFINISHED).is_dir()
+
+    def begin_writing(self) -> Path:
+        """Put a finished stage away, write `recipe.yaml`, and return the folder, whose files change from here on.
+
+        Call it when everything that can fail has been prepared.
+        """
+        if is_main_process():
+            with self._changing_files():
+                self.folder.put_away()
+                self._write_recipe()
+        return self.output_dir
+
+    def restore(self) -> None:
+        """Put the finished stage that this run has put away back in its place, unless this run has finished."""
+        if not is_main_process():
+            return
+        try:
+            if self.folder.put_back():
+                logger.info("%s: as it was before; what this run wrote is in %s/", self.output_dir, UNFINISHED)
+        except OSError as error:
+            logger.warning("%s: cannot be put back (%s); the next run tries it again", self.output_dir, error)
+
+    def _write_recipe(self) -> None:
+        write_text(
+            self.output_dir / RECIPE, yaml.safe_dump({"recipe": self.recipe, "stage": self.name, **self.config})
+        )
+
+    @contextlib.contextmanager
+    def _changing_files(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise UserError(
                 f"{self.output_dir}: cannot be written ({error.strerror}); give another --output_dir"
             ) from None
-        return self
 
-    def check_owner(self) -> None:
-        """Raise [`UserError`] if the output folder holds something that this stage of this recipe did not write."""
-        owner = self.output_dir / RECIPE
-        if self.output_dir.is_file():
-            raise UserError(f"{self.output_dir}: is a file; give another --output_dir")
-        if not self.output_dir.is_dir() or not any(self.output_dir.iterdir()):
-            return
-        try:
-            found = yaml.safe_load(owner.read_text(encoding="utf-8")) if owner.is_file() else {}
-        except (ValueError, yaml.YAMLError):
-            found = {}
-        found = found if isinstance(found, dict) else {}
-        if (found.get("recipe"), found.get("stage")) != (self.recipe, self.name):
-            holds = f"recipe {found.get('recipe')!r}, stage {found['stage']!r}" if "stage" in found else "other files"
-            raise UserError(
-                f"{self.output_dir}: holds {holds}, not recipe {self.recipe!r}, stage {self.name!r}; "
-                "nothing was changed: give another --output_dir or remove the folder"
-            )
+    # ---- Inputs and result ----
 
     def add_input(self, path: str | Path) -> Path:
         """Record a file or an earlier stage's folder in the lineage, as path -> sha256.
 
         Raises:
-            UserError: if a local path does not exist.
+            UserError: if a local path does not exist, or is of a stage that did not finish.
         """
         path = Path(path)
+        require_whole(path if path.is_dir() else path.parent)
         if path.is_dir():
             result = path / RESULT
             files = [result] if result.is_file() else sorted(path.glob("*.json")) + sorted(path.glob("*.safetensors"))
@@ -151,7 +226,6 @@ class Stage:
         """Write `result.json`. This is the last action of a stage."""
         if not is_main_process():
             return
-        self.begin_writing()
         result = {
             "stage": self.name,
             "recipe": self.recipe,
@@ -167,23 +241,12 @@ class Stage:
             "data": self.notes,
             "config": self.config,
         }
-        write_text(self.output_dir / RESULT, json.dumps(result, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
-
-    def was_finished(self) -> bool:
-        """Return whether the earlier run in this folder finished. Call after [`open`], before [`begin_writing`]."""
-        return _aside(self.output_dir / RESULT).is_file()
-
-    def begin_writing(self) -> None:
-        """Drop the earlier run's `recipe.yaml` and `result.json`, because the folder's files change from here on."""
-        for name in (RECIPE, RESULT):
-            _aside(self.output_dir / name).unlink(missing_ok=True)
-
-    def restore(self) -> None:
-        """Undo [`open`], unless writing has begun: after a user's mistake the earlier run's files are unchanged."""
-        if is_main_process():
-            for name in (RECIPE, RESULT):
-                if _aside(self.output_dir / name).is_file():
-                    _aside(self.output_dir / name).replace(self.output_dir / name)
+        with self._changing_files():
+            self._write_recipe()
+            text = json.dumps(result, indent=1, ensure_ascii=False, sort_keys=False)
+            self.folder.forget_unfinished()
+            write_text(self.output_dir / RESULT, text + "\n")
+            self.folder.settle()
 
     def next_command(self) -> str | None:
         """Return the make command of the recipe's next stage, or None after the last."""
@@ -214,6 +277,32 @@ def read_result(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: broken ({error}); run that stage again") from None
 
 
+def require_whole(folder: Path) -> None:
+    """Refuse the folder of a stage whose run did not finish, or whose files are not those of its `recipe.yaml`.
+
+    A folder that no stage has written is left to those who load it.
+    """
+    owner = StageFolder(folder).owner()
+    if not owner:
+        return
+    again = f"run `make {owner['stage']} RECIPE={owner['recipe']}`"
+    if not (folder / RESULT).is_file():
+        raise UserError(f"{folder}: its run did not finish (no {RESULT}); {again} first")
+    result, settings = read_result(folder), read_settings(folder / RECIPE)
+    if (folder / RECIPE).is_file():
+        made = settings_of(result)
+        # As text, because NaN is not equal to itself.
+        other = [name for name in made.keys() | settings.keys() if _text(made, name) != _text(settings, name)]
+        if other:
+            raise UserError(
+                f"{folder}: {RECIPE} is not that of {RESULT} ({', '.join(sorted(other)[:5])}); {again} again"
+            )
+
+
+def _text(settings: dict[str, Any], name: str) -> str:
+    return json.dumps(settings.get(name), sort_keys=True, default=str)
+
+
 def effective_config(values: tuple[Any, ...]) -> dict[str, Any]:
     """Return the settings of all parsed dataclasses as one mapping of JSON types, without access tokens."""
     # `TrainingArguments.to_dict` masks every `..._token`. These three are settings; all others are secrets.
@@ -224,10 +313,6 @@ def effective_config(values: tuple[Any, ...]) -> dict[str, Any]:
         config |= {name: getattr(value, name) for name in settings if hasattr(value, name)}
     config = {key: item for key, item in config.items() if not key.endswith("_token") or key in settings}
     return json.loads(json.dumps(config, default=str))
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.previous")
 
 
 def peak_memory(device: str) -> dict[str, float]:

@@ -58,9 +58,11 @@ def write_report(recipe_dir: Path, stage: Stage) -> dict[str, Any]:
     }
     report = build_report(stage.recipe, results, comparison, recipe_dir, histories.get("ppo", []))
     text = json.dumps(finite(report), indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(stage.output_dir / "report.json", text + "\n")
-    write_text(stage.output_dir / "report.html", render_html(report, histories, samples, details))
-    logger.info("%s\nreport: %s", render_table(report, samples), stage.output_dir / "report.html")
+    page, table = render_html(report, histories, samples, details), render_table(report, samples)
+    written = stage.begin_writing()
+    write_text(written / "report.json", text + "\n")
+    write_text(written / "report.html", page)
+    logger.info("%s\nreport: %s", table, written / "report.html")
     return report
 
 

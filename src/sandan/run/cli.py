@@ -146,13 +146,8 @@ def _run(
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         unset_hf_deepspeed_config()
-    with pushed(stage, row(*values) if row else program, values):
-        stage.open()
-        try:
-            main(*values, stage)
-        except (UserError, Interrupted):
-            stage.restore()
-            raise
+    with stage.opened(), pushed(stage, row(*values) if row else program, values):
+        main(*values, stage)
     if is_main_process():
         print(f"{stage.name}: done, see {stage.output_dir}/result.json")
         if stage.next_command():

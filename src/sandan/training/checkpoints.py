@@ -6,6 +6,7 @@ The manifest also records the run (settings, data, number of processes), so that
 """
 
 import errno
+import fnmatch
 import json
 import logging
 import os
@@ -49,6 +50,16 @@ HARMLESS = {
     "local_rank",
 }
 HARMLESS_PREFIXES = ("logging_", "log_", "save_", "hub_", "resume", "trackio_", "include_")
+
+# What a run cannot resume without, and the names under which one process, FSDP or ZeRO saves it.
+REQUIRED = {
+    "weights": ("*.safetensors", "pytorch_model_fsdp*", "global_step*/*"),
+    "optimizer": ("optimizer*", "global_step*/*"),
+    "learning rate schedule": ("scheduler.pt", "global_step*/*"),
+    "random state": ("rng_state*.pth",),
+    "trainer_state.json": ("trainer_state.json",),
+    "state of the run": ("run_state.json", "ppo_state.json"),
+}
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_WRITE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -148,7 +159,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        manifest["files"].items()
+        for expected in manifest["files"].values():
+            int(expected["size"]), str(expected["sha256"])
         int(manifest["step"])
     except FileNotFoundError:
         raise UserError(f"{folder}: no {MANIFEST}: not a checkpoint of sandan, or not written to its end") from None
@@ -158,7 +170,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def problem_of(folder: str | Path) -> str | None:
-    """Return why a checkpoint is incomplete, or None if every file of its manifest has the right size and sha256."""
+    """Return why a checkpoint is incomplete or changed, or None.
+
+    Every file of its manifest has the right size and sha256, every file that is there is in the manifest, and nothing
+    that a run cannot resume without is missing from both.
+    """
     folder = Path(folder)
     try:
         files = read_manifest(folder)["files"]
@@ -173,6 +189,13 @@ def problem_of(folder: str | Path) -> str | None:
             return f"{name} has {size:,} bytes instead of {expected['size']:,}"
         if sha256(path) != expected["sha256"]:
             return f"{name} has changed since it was saved (sha256)"
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in {*files, MANIFEST}:
+            return f"{name} is not in {MANIFEST}"
+    for what, patterns in REQUIRED.items():
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in files for pattern in patterns):
+            return f"{MANIFEST} lists no {what} ({' or '.join(patterns)})"
     return None
 
 

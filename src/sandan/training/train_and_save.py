@@ -93,7 +93,7 @@ def train(trainer: "ReliableTrainer", stage: Stage) -> "TrainOutput":
     trainer.identity = {"settings": comparable(stage.config), "inputs": dict(stage.inputs)}
     start = _agreed_start(trainer, stage)
     check_room(trainer, stage)
-    stage.begin_writing()
+    trainer.before_writing = stage.begin_writing
     if start is not None:
         logger.info("going on from %s", start)
     return trainer.train(resume_from_checkpoint=start)

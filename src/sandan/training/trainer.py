@@ -14,6 +14,7 @@ import math
 import pickle
 import shutil
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +67,32 @@ class StopWhenAsked(TrainerCallback):
         leave_if_asked(self.accelerator)
 
 
+class BeginWriting(TrainerCallback):
+    """Callback that prepares the output folder when the first step is certain: the gradients are there."""
+
+    def __init__(self, begin: Callable[[], None]):
+        self.begin = begin
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.begin()
+
+
 class ReliableTrainer(Trainer):
     """Mixin of every trainer. It stands before the trainer class that it extends.
 
     Attributes:
         identity (`dict`, *optional*): `settings` and `inputs` that are recorded in a checkpoint; by default the
             training arguments.
+        before_writing (`Callable`, *optional*): called once, before this run changes anything in the output folder.
     """
 
     # The file of a checkpoint for the state that Trainer itself does not save.
     state_file = "run_state.json"
     identity: dict[str, Any] | None = None
+    before_writing: Callable[[], Any] | None = None
 
+    _start: Path | None = None
+    _writes = True
     _aside: Path | None = None
     _unlogged: dict[str, Any]
     _earlier_loss = 0.0
@@ -93,6 +108,7 @@ class ReliableTrainer(Trainer):
             keep_freed_memory()
         self._stop = StopWhenAsked(self.accelerator)
         self.add_callback(self._stop)
+        self.add_callback(BeginWriting(self.begin_writing))
 
     def run_identity(self) -> dict[str, Any]:
         """Return the description of this run that its checkpoints record."""
@@ -111,6 +127,7 @@ class ReliableTrainer(Trainer):
         Raises:
             UserError: on all ranks, if the disk is full or read-only on one. Earlier checkpoints are left unchanged.
         """
+        self.begin_writing()
         output_dir, error = Path(self.args.output_dir), None
         name = f"checkpoint-{self.state.global_step}"
         writer = self.args.should_save
@@ -223,10 +240,8 @@ class ReliableTrainer(Trainer):
             ValueError: if there is no complete checkpoint to resume from.
             Interrupted: after a signal, once everything is saved.
         """
-        start = self._checkpoint(resume_from_checkpoint)
-        if self.args.should_save:
-            checkpoints.clear_the_way(self.args.output_dir, start)
-        self.accelerator.wait_for_everyone()
+        start = self._start = self._checkpoint(resume_from_checkpoint)
+        self._writes = False
         self._stop.stopped, self._earlier_loss, self._evaluation_due = False, 0.0, False
         self._goes_on = start is not None
         self._forget_evaluation()
@@ -240,12 +255,37 @@ class ReliableTrainer(Trainer):
                 raise UserError(
                     f"{start}: a file in it holds other things than numbers; refused, nothing ran"
                 ) from error
+            # A run that goes on may have no step to make.
+            self.begin_writing()
         if self._stop.stopped:
             raise Interrupted(signals.requested() or "a signal to another rank")
         # Trainer has added these losses to its total; a checkpoint saved from here on must not add them again.
         self._tr_loss.zero_()
         self._globalstep_last_logged = self.state.global_step
         return output
+
+    def begin_writing(self) -> None:
+        """Put earlier runs out of the way, once: before the first optimizer step and before anything is saved.
+
+        Until then a setting, the data or the memory can still be found wrong. Every process must call this.
+
+        Raises:
+            UserError: on all ranks, if the folder cannot be changed.
+        """
+        if self._writes:
+            return
+        error = None
+        try:
+            # Checkpoints first: without its `result.json`, a finished run would seem to be one that can go on.
+            if self.args.should_save:
+                checkpoints.clear_the_way(self.args.output_dir, self._start)
+            if self.before_writing is not None:
+                self.before_writing()
+        except (OSError, UserError) as caught:
+            error = caught
+        if on_any_rank(self.accelerator, error is not None):
+            raise error or UserError(f"{self.args.output_dir}: another rank could not write")
+        self._writes = True
 
     def _forget_evaluation(self) -> None:
         """Make sure that several processes train together even if the model was evaluated before.
