@@ -323,9 +323,9 @@ def test_an_escaped_or_folded_token_ends_the_push(send, hub, outputs, place, tex
     assert SECRET not in str(caught.value) and hub.requests == []
 
 
-def test_text_that_only_looks_like_a_secret_is_pushed(send, outputs):
+def test_text_that_only_looks_like_a_secret_is_pushed(outputs):
     (outputs / "sft" / "recipe.yaml").write_text("base_url: http://127.0.0.1:8000/v1?n=1\nnote: git@example.org:a/b\n")
-    assert len(send()) == 6
+    assert len(plan(outputs, "alice/tiny", None)) == 6
 
 
 def test_the_users_own_token_is_a_secret_whatever_it_looks_like(send, outputs, monkeypatch):

@@ -70,7 +70,7 @@ SECRETS = {
     "a Google key": r"AIza[0-9A-Za-z_-]{35}",
     "a Slack token": r"xox[abprs]-[A-Za-z0-9-]{10,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "a URL with a password": r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@:\"']*:[^\s/?#@\"']+@",
+    "a URL with a password": r"://[^\s/?#@:\"']*:[^\s/?#@\"']+@",
     # Parameters of the stores' presigned URLs, and those in which services pass a token; `%26` and `%3D` in a URL's URL.
     "a signed URL, or one with a token": (
         r"(?i)(?:[?&;]|%3f|%26)"

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from ..core.errors import UserError
-from ..models.loading import HUB_OPTIONS, WEIGHTS, check_adapter, find_file, only_safetensors
+from ..models.loading import HUB_OPTIONS, WEIGHTS, below_adapter, check_adapter, find_file, only_safetensors
 
 
 INDEX = "model.safetensors.index.json"
@@ -205,7 +205,8 @@ def load_language_model(
     """
     if not {"dtype", "torch_dtype"} & set(kwargs):
         kwargs["dtype"] = torch.float32
-    base = check_adapter(path, hub)
+    adapter = check_adapter(path, hub)
+    base = None if adapter is None else below_adapter(path, adapter)
     if base is not None:
         kwargs = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
     kwargs = only_safetensors(base or path, kwargs)

@@ -167,13 +167,14 @@ def only_safetensors(path: str | Path, kwargs: dict[str, Any]) -> dict[str, Any]
     hub = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
     # transformers looks for an adapter beside the subfolder too.
     places = [hub, {name: value for name, value in hub.items() if name != "subfolder"}]
-    bases = [base for place in places if (base := check_adapter(path, place)) is not None]
-    for base in bases:
-        check_weights(base, hub)
-    commit = None
-    if not bases or find_file(path, "config.json", hub) and Path(path).is_dir():
-        commit = check_weights(path, hub)
-    return {**kwargs, **SAFE, **({} if commit is None or bases else {"revision": commit})}
+    adapters = [adapter for place in places if (adapter := check_adapter(path, place)) is not None]
+    for adapter in adapters:
+        check_weights(below_adapter(path, adapter), hub)
+    # transformers takes a folder that holds a model and an adapter as both.
+    if adapters and not Path(path, "config.json").is_file():
+        return {**kwargs, **SAFE}
+    commit = check_weights(path, hub)
+    return {**kwargs, **SAFE, **({} if commit is None else {"revision": commit})}
 
 
 def check_weights(path: str | Path, hub: dict[str, Any]) -> str | None:
@@ -213,8 +214,8 @@ def check_weights(path: str | Path, hub: dict[str, Any]) -> str | None:
     return commit
 
 
-def check_adapter(path: str | Path, hub: dict[str, Any]) -> str | None:
-    """Return the name of the model below the adapter at `path`, or None if there is no adapter.
+def check_adapter(path: str | Path, hub: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the settings of the adapter at `path`, or None if there is no adapter.
 
     Args:
         hub: where on the Hub the files are, by the names in `HUB_OPTIONS`.
@@ -230,7 +231,16 @@ def check_adapter(path: str | Path, hub: dict[str, Any]) -> str | None:
             raise UserError(f"{path}: adapter_config.json: {name}: is not supported: it reads further files or code")
     if not _has_file(path, ADAPTER, hub):
         raise UserError(f"{path}: no {ADAPTER} in it; {ONLY}")
-    base = settings.get("base_model_name_or_path")
+    return settings
+
+
+def below_adapter(path: str | Path, adapter: dict[str, Any]) -> str:
+    """Return the name of the model below the adapter at `path`.
+
+    Raises:
+        UserError: if the adapter's settings name none.
+    """
+    base = adapter.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise UserError(f"{path}: adapter_config.json: base_model_name_or_path: missing; name the model below it")
     return base
