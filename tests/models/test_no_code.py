@@ -225,6 +225,20 @@ PICKLES = {
         ),
         "transformers_weights: 'adapter_model.bin'",
     ),
+    "the settings of a part name it": (
+        lambda folder: settings(folder / "config.json", text_config={"transformers_weights": "adapter_model.bin"}),
+        "transformers_weights: 'adapter_model.bin'",
+    ),
+    "config.json names it by another name": (
+        lambda folder: settings(
+            folder / "config.json", attribute_map={"transformers_weights": "other"}, other="adapter_model.bin"
+        ),
+        "attribute_map: is not supported",
+    ),
+    "an index without weights": (
+        lambda folder: (by_index(folder, "x"), settings(folder / "model.safetensors.index.json", weight_map={})),
+        "no `weight_map`",
+    ),
     "config.json names an index that names it": (
         lambda folder: (
             by_index(folder, "x.bin", "other.safetensors"),

@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -196,22 +196,43 @@ def check_weights(path: str | Path, hub: dict[str, Any]) -> str | None:
     commit = None if Path(path).is_dir() else extract_commit_hash(find_file(path, "config.json", hub), None)
     hub = hub if commit is None else hub | {"revision": commit}
     config = read_settings(path, "config.json", hub) or {}
-    name = config.get("transformers_weights") or WEIGHTS
-    if not re.fullmatch(r"[^/\\]+\.safetensors(\.index\.json)?", str(name)):
-        raise UserError(f"{path}: config.json: transformers_weights: {name!r}: {ONLY}")
-    stem = str(name).removesuffix(".index.json")
-    index = read_settings(path, f"{stem}.index.json", hub)
-    if index is not None:
-        shards = index.get("weight_map")
-        if not isinstance(shards, dict) or not isinstance(index.get("metadata"), dict):
-            raise UserError(f"{path}: {stem}.index.json: no `weight_map` and `metadata` in it; save the model again")
-        for shard in shards.values():
-            if not re.fullmatch(r"[^/\\]+\.safetensors", str(shard)):
-                raise UserError(f"{path}: {stem}.index.json: weight_map: {shard!r}: {ONLY}")
+    named = [name for name in _weights_named_in(config, path) if name != WEIGHTS]
+    sharded = [_check_index(path, name.removesuffix(".index.json"), hub) for name in (WEIGHTS, *named)]
     # Without a config the loader says more, for example that the Hub cannot be reached.
-    elif (Path(path).is_dir() or config) and not _has_file(path, stem, hub):
-        raise UserError(f"{path}: no {stem} in it; {ONLY}")
+    if (Path(path).is_dir() or config) and not any(sharded):
+        for name in named or [WEIGHTS]:
+            if not _has_file(path, name, hub):
+                raise UserError(f"{path}: no {name} in it; {ONLY}")
     return commit
+
+
+def _weights_named_in(config: dict[str, Any], path: str | Path) -> Iterator[str]:
+    """Yield the weight files that a model's settings name, at any depth: parts of a model have settings of their own."""
+    rest: list[Any] = [config]
+    while rest:
+        entries = rest.pop()
+        rest.extend(value for value in entries.values() if isinstance(value, dict))
+        # With it, transformers would read `transformers_weights` from an entry of another name.
+        if "attribute_map" in entries:
+            raise UserError(f"{path}: config.json: attribute_map: is not supported; remove the entry")
+        if name := entries.get("transformers_weights"):
+            if not re.fullmatch(r"[^/\\]+\.safetensors(\.index\.json)?", str(name)):
+                raise UserError(f"{path}: config.json: transformers_weights: {name!r}: {ONLY}")
+            yield name
+
+
+def _check_index(path: str | Path, weights: str, hub: dict[str, Any]) -> bool:
+    """Return whether there is an index of these weights, and refuse one that names other files than safetensors."""
+    index = read_settings(path, f"{weights}.index.json", hub)
+    if index is None:
+        return False
+    shards = index.get("weight_map")
+    if not shards or not isinstance(shards, dict) or not isinstance(index.get("metadata"), dict):
+        raise UserError(f"{path}: {weights}.index.json: no `weight_map` and `metadata` in it; save the model again")
+    for shard in shards.values():
+        if not re.fullmatch(r"[^/\\]+\.safetensors", str(shard)):
+            raise UserError(f"{path}: {weights}.index.json: weight_map: {shard!r}: {ONLY}")
+    return True
 
 
 def check_adapter(path: str | Path, hub: dict[str, Any]) -> dict[str, Any] | None:
