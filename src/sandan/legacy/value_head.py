@@ -22,7 +22,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from ..core.errors import UserError
-from ..models.loading import HUB_OPTIONS, WEIGHTS, below_adapter, check_adapter, find_file, only_safetensors
+from ..models.loading import (
+    HUB_OPTIONS,
+    WEIGHTS,
+    below_adapter,
+    check_adapter,
+    find_file,
+    forget_code,
+    only_safetensors,
+)
 
 
 INDEX = "model.safetensors.index.json"
@@ -211,6 +219,7 @@ def load_language_model(
         kwargs = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
     kwargs = only_safetensors(base or path, kwargs)
     model = auto_class.from_pretrained(base or path, *args, **kwargs)
+    forget_code(model)
     return model if base is None else PeftModel.from_pretrained(model, path, is_trainable=is_trainable, **hub)
 
 
