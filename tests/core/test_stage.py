@@ -175,6 +175,6 @@ def test_broken_model_folder(tmp_path, model, tokenizer):
     with pytest.raises(UserError, match="no model can be loaded"):
         load_causal_lm(str(tmp_path))
     weights.unlink()
-    with pytest.raises(UserError, match="no model can be loaded"):
+    with pytest.raises(UserError, match="no model.safetensors in it"):
         load_causal_lm(str(tmp_path))
     assert json.loads((tmp_path / "config.json").read_text())["vocab_size"] == len(tokenizer)

@@ -210,6 +210,68 @@ def test_links_and_files_elsewhere_end_the_push(send, hub, outputs, tmp_path):
     assert hub.requests == []
 
 
+def test_a_linked_stage_folder_ends_the_push(send, hub, outputs, tmp_path):
+    (outputs / "sft").rename(tmp_path / "elsewhere")
+    (outputs / "sft").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="sft: is a link"):
+        send()
+    assert hub.requests == []
+
+
+def test_code_and_what_names_it_stay_at_home(send, hub, outputs):
+    names = ("config.json", "tokenizer_config.json", "generation_config.json", "value_model/config.json")
+    for name in names:
+        config = outputs / "ppo" / name
+        text = {"auto_map": {"AutoConfig": "code.Config"}, "custom_pipelines": {"a": {"impl": "code.Pipe"}}}
+        config.write_text(json.dumps(json.loads(config.read_text()) | text | {"sub_config": text}))
+    send()
+    for name in names:
+        pushed = hub.files("alice/tiny-ppo")[name]
+        assert b"code." not in pushed and json.loads(pushed)["sub_config"] == {}
+    (outputs / "ppo" / "code.py").write_text("")
+    with pytest.raises(UserError, match="code.py: is not a file that is pushed"):
+        send()
+
+
+def flawed_weights(content):
+    """Headers of safetensors that are none, by what is wrong with them."""
+    length = int.from_bytes(content[:8], "little")
+    return {
+        "empty": b"",
+        "a length beyond the file": (1 << 62).to_bytes(8, "little") + content[8:],
+        "a length beyond the limit": (1 << 30).to_bytes(8, "little") + content[8:],
+        "no JSON": content[:8] + b"x" * length + content[8 + length :],
+        "truncated": content[:-9],
+        "a pickle": pickle.dumps([1]),
+    }
+
+
+@pytest.mark.parametrize("flaw", flawed_weights(bytes(8)))
+def test_broken_weights_end_the_push_in_one_line(send, hub, outputs, flaw):
+    path = outputs / "sft" / "model.safetensors"
+    path.write_bytes(flawed_weights(path.read_bytes())[flaw])
+    with pytest.raises(UserError, match="alice/tiny-sft: model.safetensors: no valid safetensors file: ") as caught:
+        send()
+    assert "\n" not in str(caught.value) and hub.requests == []
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 5000, "{a: \0}"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "recipe.yaml"])
+def test_a_file_that_cannot_be_read_ends_the_push_in_one_line(send, hub, outputs, name, text):
+    (outputs / "sft" / name).write_text(text[:200] if name == "recipe.yaml" else text)
+    with pytest.raises(UserError, match=f"{name}: no valid") as caught:
+        send()
+    assert "\n" not in str(caught.value) and hub.requests == []
+
+
+def test_weights_that_lead_to_a_pickle_end_the_push(send, hub, outputs):
+    index = {"metadata": {}, "weight_map": {"a": "training_args.bin"}}
+    (outputs / "sft" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="index.json: weight_map: 'training_args.bin': only safetensors"):
+        send()
+    assert hub.requests == []
+
+
 @pytest.mark.parametrize(
     "secret",
     [
@@ -219,6 +281,11 @@ def test_links_and_files_elsewhere_end_the_push(send, hub, outputs, tmp_path):
         "ghp_" + "a" * 36,
         "-----BEGIN RSA PRIVATE KEY-----",
         "AIza" + "b" * 35,
+        "https://alice:correct-horse@example.org/data",
+        "s3://:correct-horse@example.org/data",
+        "https://example.org/x?X-Amz-Date=1&X-Amz-Signature=" + "ab" * 32,
+        "https://example.org/x?sv=2024&sig=" + "aB%2F" * 9,
+        "https://example.org/x?next=https%3A%2F%2Fexample.com%3Ftoken%3D" + "a1" * 10,
     ],
 )
 @pytest.mark.parametrize("place", ["preferences/preferences_train.jsonl", "sft/recipe.yaml"])
@@ -229,6 +296,36 @@ def test_a_secret_ends_the_push_and_is_not_repeated(send, hub, outputs, secret, 
         send()
     assert "nothing was pushed" in str(caught.value) and secret not in str(caught.value)
     assert hub.requests == []
+
+
+ESCAPED = "".join(f"\\u{ord(letter):04x}" for letter in SECRET[:3]) + SECRET[3:]
+# Ways to write a token in which its own letters do not follow each other.
+HIDDEN = {
+    "preferences/preferences_train.jsonl": [f'{{"prompt": "{ESCAPED}"}}', f'{{"{ESCAPED}": 1, "{ESCAPED}": 2}}'],
+    "sft/recipe.yaml": [
+        f'note: "{ESCAPED}"',
+        f"note: {SECRET[:20]}\n  {SECRET[20:]}",
+        f"note: >-\n  {SECRET[:20]}\n  {SECRET[20:]}",
+        f'note: "{SECRET[:20]}\\\n  {SECRET[20:]}"',
+        f'note: "\\x68{SECRET[1:]}"',
+        f'? "{ESCAPED}"',
+    ],
+    "preferences/README.md": [f'---\nnote: "{ESCAPED}"\n---\n'],
+    "sft/config.json": [f'{{"model_type": "llama", "note": [["{ESCAPED}"]]}}'],
+}
+
+
+@pytest.mark.parametrize("place, text", [(place, text) for place, texts in HIDDEN.items() for text in texts])
+def test_an_escaped_or_folded_token_ends_the_push(send, hub, outputs, place, text):
+    (outputs / place).write_text(text + "\n")
+    with pytest.raises(UserError, match="holds a Hugging Face token; nothing was pushed") as caught:
+        send()
+    assert SECRET not in str(caught.value) and hub.requests == []
+
+
+def test_text_that_only_looks_like_a_secret_is_pushed(outputs):
+    (outputs / "sft" / "recipe.yaml").write_text("base_url: http://127.0.0.1:8000/v1?n=1\nnote: git@example.org:a/b\n")
+    assert len(plan(outputs, "alice/tiny", None)) == 6
 
 
 def test_the_users_own_token_is_a_secret_whatever_it_looks_like(send, outputs, monkeypatch):

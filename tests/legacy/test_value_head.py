@@ -141,10 +141,10 @@ def test_pickles_are_refused_in_one_line(tmp_path):
     save_file(head, adapter / "model.safetensors")
     assert AutoModelForCausalLMWithValueHead.from_pretrained(adapter).v_head.summary.bias.item() == 1
     (tmp_path / "base" / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"pytorch_model.bin: a pickle"):
+    with pytest.raises(ValueError, match=r"base: no model.safetensors in it; only safetensors"):
         AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path / "base")
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    with pytest.raises(ValueError, match=r"no adapter_model.safetensors in it; pickled weights"):
+    with pytest.raises(ValueError, match=r"no adapter_model.safetensors in it; only safetensors"):
         AutoModelForCausalLMWithValueHead.from_pretrained(adapter)
     with pytest.raises(ValueError, match="safe_serialization=False: would write a pickle"):
         model.save_pretrained(tmp_path / "out", safe_serialization=False)

@@ -88,6 +88,8 @@ def test_every_save_pushes_a_policy_and_critic_that_load(tiny, tmp_path, uploads
     trainer = tiny(
         save_strategy="steps", save_steps=2, push_to_hub=True, hub_strategy="every_save", hub_always_push=True
     )
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "code.py").touch()
     trainer.train()
     assert [upload["commit_message"] for upload in uploads] == [
         "Training in progress, step 2",
@@ -96,7 +98,7 @@ def test_every_save_pushes_a_policy_and_critic_that_load(tiny, tmp_path, uploads
     for upload in uploads:
         assert {"README.md", "model.safetensors", "value_model/model.safetensors"} <= set(upload["files"])
         assert not [name for name in upload["files"] if Path(name).suffix in PICKLES or "checkpoint" in name]
-        assert "trainer_state.json" not in upload["files"]
+        assert not {"trainer_state.json", "code.py"} & set(upload["files"])
     pushed = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     base.assert_equal_weights(pushed.state_dict(), trainer.policy_model.state_dict())
     critic = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "value_model")

@@ -2,8 +2,8 @@
 
     python scripts/push.py --recipe_dir outputs/tiny --hub_id alice/tiny
 
-Repositories are private by default. Only files of an allow-list are sent, none of them pickled, and only after all of
-them were searched for secrets. After a failed push, run the same command again: files that have already arrived are
+Repositories are private by default. Only files of an allow-list are sent, none of them pickled and none of them code,
+and only after all of them were searched for secrets. After a failed push, run the same command again: files that have already arrived are
 not sent again.
 """
 
@@ -14,12 +14,16 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
+
+import yaml
+from safetensors import SafetensorError, safe_open
 
 from ..core.chain import STAGES
 from ..core.errors import UserError
 from ..core.stage import RESULT, read_result
+from ..models.loading import CODE_ENTRIES, check_adapter, check_weights, first_line, read_settings
 from .cards import model_card
 
 
@@ -59,13 +63,20 @@ FOLDERS = ("value_model", "ema_policy", "adapter")
 STAYS_HOME = ("training_args.bin", "checkpoint-*", "runs", ".*")
 
 SECRETS = {
-    "a Hugging Face token": rb"hf_[A-Za-z0-9]{30,}",
-    "an OpenAI or Anthropic key": rb"sk-[A-Za-z0-9_-]{20,}",
-    "an AWS key": rb"AKIA[0-9A-Z]{16}",
-    "a GitHub token": rb"gh[pousr]_[A-Za-z0-9]{36}",
-    "a Google key": rb"AIza[0-9A-Za-z_-]{35}",
-    "a Slack token": rb"xox[abprs]-[A-Za-z0-9-]{10,}",
-    "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a Hugging Face token": r"hf_[A-Za-z0-9]{30,}",
+    "an OpenAI or Anthropic key": r"sk-[A-Za-z0-9_-]{20,}",
+    "an AWS key": r"AKIA[0-9A-Z]{16}",
+    "a GitHub token": r"gh[pousr]_[A-Za-z0-9]{36}",
+    "a Google key": r"AIza[0-9A-Za-z_-]{35}",
+    "a Slack token": r"xox[abprs]-[A-Za-z0-9-]{10,}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a URL with a password": r"://[^\s/?#@:\"']*:[^\s/?#@\"']+@",
+    # Parameters of the stores' presigned URLs, and those in which services pass a token; `%26` and `%3D` in a URL's URL.
+    "a signed URL, or one with a token": (
+        r"(?i)(?:[?&;]|%3f|%26)"
+        r"(?:x-(?:amz|goog)-(?:signature|security-token)|signature|sig|(?:access_|auth_)?token|api_?key|password|secret)"
+        r"(?:=|%3d)[^\s&\"'<>]{8,}"
+    ),
 }
 ATTEMPTS, WAIT_SECONDS = 4, 2.0
 
@@ -96,7 +107,10 @@ def plan(recipe_dir: Path, hub_id: str, license_name: str | None) -> list[Reposi
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", hub_id):
         raise UserError(f"HUB_ID={hub_id}: expected OWNER/NAME, as in alice/tiny")
-    results = {stage: read_result(recipe_dir / stage) for stage in STAGES if (recipe_dir / stage / RESULT).is_file()}
+    finished = [stage for stage in STAGES if (recipe_dir / stage / RESULT).is_file()]
+    for stage in finished:
+        _refuse_link(recipe_dir / stage)
+    results = {stage: read_result(recipe_dir / stage) for stage in finished}
     repositories = []
     for stage, row in STAGES.items():
         if stage in results and row.repository is not None:
@@ -113,12 +127,22 @@ def one_stage(folder: Path, repo_id: str, results: dict[str, Any], stage: str, l
     """Return one stage's repository; see [`plan`]."""
     kind = "dataset" if STAGES[stage].auto_class is None else "model"
     patterns = DATA_FILES if kind == "dataset" else (*MODEL_FILES, "README.md")
+    _refuse_link(folder)
     repository = Repository(repo_id, kind, dict(_allowed(folder, patterns)))
     for name, path in repository.files.items():
         if name.endswith(("recipe.yaml", RESULT, "trainer_state.json")):
             repository.files[name] = path.read_bytes().replace(str(Path.home()).encode(), b"~")
-        if Path(name).name == "tokenizer_config.json":
-            _refuse_outside_files(path)
+        if name.endswith("config.json"):
+            settings = read_settings(folder, name, {}) or {}
+            if name.endswith("tokenizer_config.json"):
+                _refuse_outside_files(path, settings)
+            shown = _without_code(path)
+            if shown != settings:
+                repository.files[name] = json.dumps(shown, indent=2, ensure_ascii=False).encode()
+    if STAGES[stage].auto_class not in (None, "AutoTokenizer"):
+        for place in (folder, *(folder / inside for inside in FOLDERS if (folder / inside).is_dir())):
+            if check_adapter(place, {}) is None:
+                check_weights(place, {})
     if kind == "model":
         repository.files["README.md"] = model_card(repo_id, stage, results, license_name).encode()
     return repository
@@ -128,8 +152,7 @@ def _allowed(folder: Path, patterns: tuple[str, ...], inside: str = "") -> Itera
     for path in sorted(folder.iterdir()):
         if any(fnmatch.fnmatch(path.name, pattern) for pattern in STAYS_HOME):
             continue
-        if path.is_symlink():
-            raise UserError(f"{path}: is a link; only real files are pushed")
+        _refuse_link(path)
         if path.is_dir() and path.name in FOLDERS and not inside:
             yield from _allowed(path, patterns, f"{path.name}/")
         elif path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns):
@@ -138,12 +161,26 @@ def _allowed(folder: Path, patterns: tuple[str, ...], inside: str = "") -> Itera
             raise UserError(f"{path}: is not a file that is pushed; move it out of the folder")
 
 
-def _refuse_outside_files(path: Path) -> None:
+def _refuse_link(path: Path) -> None:
+    """Refuse a link: what lies behind it may be anything of this machine, and another thing tomorrow."""
+    if path.is_symlink():
+        raise UserError(f"{path}: is a link; only real files and folders are pushed")
+
+
+def _without_code(path: Path) -> Any:
+    """Return the settings in a JSON file without the entries that name code, at any depth."""
+
+    def kept(entries: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in entries.items() if name not in CODE_ENTRIES}
+
+    return json.loads(path.read_text(encoding="utf-8"), object_hook=kept)
+
+
+def _refuse_outside_files(path: Path, settings: dict[str, Any]) -> None:
     """Raise [`UserError`] if a tokenizer's settings name a file outside its folder.
 
     The next user who loads the tokenizer would read that file on their own machine, and could publish it.
     """
-    settings = json.loads(path.read_text(encoding="utf-8"))
     for key, value in settings.items():
         if (
             key.endswith("_file")
@@ -155,25 +192,74 @@ def _refuse_outside_files(path: Path) -> None:
 
 def refuse_secrets(repository: Repository) -> None:
     """Raise [`UserError`] if a file to be pushed seems to hold a secret. The message never shows the secret."""
-    own = (os.environ.get("HF_TOKEN") or "").encode()
+    own = os.environ.get("HF_TOKEN")
     patterns = SECRETS | ({"your own token": re.escape(own)} if own else {})
     for name, source in repository.files.items():
-        for number, line in enumerate(_lines(source), start=1):
-            for what, pattern in patterns.items():
-                if re.search(pattern, line):
-                    raise UserError(f"{repository.repo_id}: {name}:{number}: holds {what}; nothing was pushed")
+        try:
+            for place, text in _texts(name, _content(source)):
+                for what, pattern in patterns.items():
+                    if re.search(pattern, text):
+                        raise UserError(f"{repository.repo_id}: {place}: holds {what}; nothing was pushed")
+        except (SafetensorError, yaml.YAMLError, ValueError, RecursionError) as error:
+            kind = PurePath(name).suffix.removeprefix(".")
+            problem = f"no valid {kind} file: {first_line(error)}; nothing was pushed"
+            raise UserError(f"{repository.repo_id}: {name}: {problem}") from error
 
 
-def _lines(source: Path | bytes) -> Iterator[bytes]:
-    if isinstance(source, bytes):
-        yield from source.splitlines()
-    elif source.suffix == ".safetensors":
-        # A safetensors file is a JSON header, then numbers. Only the header can hold text.
-        with source.open("rb") as stream:
-            yield stream.read(int.from_bytes(stream.read(8), "little"))
-    else:
-        with source.open("rb") as stream:
-            yield from stream
+def _content(source: Path | bytes) -> str:
+    """Return the text of a file; of safetensors the header, a JSON object, as only numbers follow it.
+
+    Raises:
+        SafetensorError: if that header is broken, or the file is not whole.
+    """
+    if isinstance(source, Path) and source.suffix == ".safetensors":
+        # The library compares the header's length with its own limit and with the file's size.
+        with safe_open(source, "numpy"), source.open("rb") as stream:
+            return stream.read(int.from_bytes(stream.read(8), "little")).decode()
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    return content.decode(errors="replace")
+
+
+def _texts(name: str, content: str) -> Iterator[tuple[str, str]]:
+    """Yield the texts of a file, with their places: its lines as written, and the values that a parser makes of them.
+
+    A token may be written with escapes (JSON, YAML) or be broken over lines (YAML).
+    """
+    lines = content.split("\n")
+    for number, line in enumerate(lines, start=1):
+        yield f"{name}:{number}", line
+    if name.endswith((".json", ".safetensors")):
+        yield name, "\n".join(_json_values(content))
+    elif name.endswith(".jsonl"):
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f"{name}:{number}", "\n".join(_json_values(line))
+    elif name.endswith(".yaml"):
+        yield name, "\n".join(_yaml_values(content))
+    elif front := re.match(r"---\n(.*?)\n---", content, re.DOTALL):
+        yield name, "\n".join(_yaml_values(front[1]))
+
+
+def _json_values(content: str) -> Iterator[str]:
+    """Yield every key and text in a JSON document, also those of keys that are there twice."""
+    rest = [json.loads(content, object_pairs_hook=list)]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            rest.extend(value)
+
+
+def _yaml_values(content: str) -> Iterator[str]:
+    """Yield every scalar of a YAML document as it is read, and once more without the line breaks in it.
+
+    YAML reads a break inside a scalar as a space, which would hide a token that is broken there.
+    """
+    for event in yaml.parse(content, yaml.SafeLoader):
+        if isinstance(event, yaml.ScalarEvent):
+            yield event.value
+            yield re.sub(r"\\?\n\s*", "", content[event.start_mark.index : event.end_mark.index])
 
 
 # ---- Pushing ----

@@ -20,15 +20,20 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
-from transformers.utils import cached_file
 
-from ..models.loading import SAFE
+from ..core.errors import UserError
+from ..models.loading import (
+    HUB_OPTIONS,
+    WEIGHTS,
+    below_adapter,
+    check_adapter,
+    find_file,
+    forget_code,
+    only_safetensors,
+)
 
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER = "adapter_model.safetensors"
-# Arguments of `from_pretrained` that say where a file is.
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+INDEX = "model.safetensors.index.json"
 HEAD_OPTIONS = ("summary_dropout_prob", "v_head_initializer_range", "v_head_init_strategy")
 
 
@@ -119,8 +124,11 @@ class ModelWithValueHead(nn.Module):
         given, stored = pretrained_model_name_or_path, {}
         if isinstance(given, (str, Path)):
             hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-            given, stored = str(given), stored_head(str(given), hub)
-            model = load_language_model(cls.transformers_parent_class, given, is_trainable, args, kwargs, hub)
+            try:
+                model = load_language_model(cls.transformers_parent_class, str(given), is_trainable, args, kwargs, hub)
+                stored = stored_head(str(given), hub)
+            except UserError as error:  # users of TRL's classes expect this kind
+                raise ValueError(str(error)) from error
         else:
             model = given
         if peft_config is not None:
@@ -195,34 +203,24 @@ class AutoModelForSeq2SeqLMWithValueHead(ModelWithValueHead):
 # ---- Loading and pushing ----
 
 
-def find_file(path: str, name: str, hub: dict[str, Any]) -> str | None:
-    """Return the local path of a file of a folder or Hub repository, or None if it has no such file."""
-    return cached_file(
-        path,
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-        **hub,
-    )
-
-
 def load_language_model(
     auto_class: Any, path: str, is_trainable: bool, args: tuple, kwargs: dict[str, Any], hub: dict[str, Any]
 ) -> PreTrainedModel | PeftModel:
-    """Load a model, or the adapter at `path` with the model that it belongs to, from safetensors."""
+    """Load a model, or the adapter at `path` with the model that it belongs to, from safetensors.
+
+    Raises:
+        UserError: if any of their weights would be read from another file.
+    """
     if not {"dtype", "torch_dtype"} & set(kwargs):
         kwargs["dtype"] = torch.float32
-    kwargs |= SAFE
-    if find_file(path, "adapter_config.json", hub) is None:
-        return auto_class.from_pretrained(path, *args, **kwargs)
-    if find_file(path, ADAPTER, hub) is None:
-        raise ValueError(f"{path}: no {ADAPTER} in it; pickled weights (.bin) are not read")
-    base = PeftConfig.from_pretrained(path, **hub).base_model_name_or_path
-    kwargs = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
-    return PeftModel.from_pretrained(
-        auto_class.from_pretrained(base, *args, **kwargs), path, is_trainable=is_trainable, **hub
-    )
+    adapter = check_adapter(path, hub)
+    base = None if adapter is None else below_adapter(path, adapter)
+    if base is not None:
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
+    kwargs = only_safetensors(base or path, kwargs)
+    model = auto_class.from_pretrained(base or path, *args, **kwargs)
+    forget_code(model)
+    return model if base is None else PeftModel.from_pretrained(model, path, is_trainable=is_trainable, **hub)
 
 
 def stored_head(path: str, hub: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
-from .loading import first_line, load_classifier
+from .loading import first_line, forget_code, load_classifier
 
 
 if TYPE_CHECKING:
@@ -201,9 +201,12 @@ def savable_at(path: str) -> None:
 def make_savable(model: "PreTrainedModel", path: str) -> None:
     """Repair the model's generation settings if `save_pretrained` would refuse them, and try to save both configs.
 
+    Entries that name code are removed from both.
+
     Raises:
         UserError: if the trained model could not be saved.
     """
+    forget_code(model)
     if model.can_generate():
         model.generation_config = savable_generation(model.generation_config, path)
     try:

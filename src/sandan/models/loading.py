@@ -1,8 +1,10 @@
 """Load tokenizers and models from an earlier stage's folder or the Hub, with checks that TRL does not make."""
 
 import copy
-from collections.abc import Callable, Iterable
-from pathlib import Path
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
@@ -17,6 +19,17 @@ if TYPE_CHECKING:
 # No Python file of a model's folder or of the Hub is run, and no pickle is read, which could run code too.
 NO_CODE = {"trust_remote_code": False}
 SAFE = {"use_safetensors": True, **NO_CODE}
+# Options of `from_pretrained` that say where a model's files are, and those by which it would read unchecked ones.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+UNCHECKED = ("gguf_file", "variant", "adapter_kwargs")
+WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
+# Settings by which PEFT reads a pickle, loads more adapters, or imports a module that the adapter names.
+ADAPTER_READS = ("prompt_tuning_init_state_dict_path", "adapters", "megatron_config")
+ONLY = (
+    "only safetensors of the same folder are read, as pickles (.bin, .pt) can run code; save the model again as such"
+)
+# Entries of a model's settings that name Python files of its folder or of the Hub.
+CODE_ENTRIES = ("auto_map", "custom_pipelines")
 
 
 def require_model(path: str | None, stage: Stage, key: str = "model_name_or_path") -> str:
@@ -61,6 +74,8 @@ def load_tokenizer(path: str, revision: str = "main", padding_side: str = "right
     except Exception as error:  # the Rust tokenizers raise bare exceptions
         raise UserError(f"{path}: no tokenizer can be loaded: {first_line(error)}") from error
     ensure_pad_token(tokenizer)
+    for name in CODE_ENTRIES:
+        tokenizer.init_kwargs.pop(name, None)
     return tokenizer
 
 
@@ -113,20 +128,196 @@ def model_init_kwargs(model_args: "ModelConfig", extra: dict[str, Any] | None = 
     """Return `from_pretrained` keywords of a [`~trl.ModelConfig`]; `extra` (`model_init_kwargs`) overrides them.
 
     Raises:
-        UserError: if `extra` asks for code of the model's folder, or for weights from a pickle.
+        UserError: if `extra` asks for code of the model's folder, or for weights from a pickle; and as
+            [`only_safetensors`] for the model that `model_args` names.
     """
     for name, only in SAFE.items():
         if (extra or {}).get(name, only) != only:
             raise UserError(
                 f"model_init_kwargs: {name}: only {str(only).lower()} is allowed: no code of a model is run"
             )
-    return {
+    for name in set(UNCHECKED) & set(extra or {}):
+        raise UserError(f"model_init_kwargs: {name}: is not supported: only checked safetensors are read")
+    kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
         **SAFE,
         **(extra or {}),
     }
+    path = model_args.model_name_or_path
+    return only_safetensors(path, kwargs) if path else kwargs
+
+
+# ---- Only safetensors, no code ----
+
+
+def only_safetensors(path: str | Path, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return `from_pretrained` keywords by which the model at `path` is read from safetensors, after a check that it can.
+
+    transformers and PEFT unpickle any file without the suffix `.safetensors` that an index, `config.json` or an adapter
+    leads them to, also with `use_safetensors`. For a model on the Hub the result names the commit that was checked.
+
+    Args:
+        kwargs: further keywords of `from_pretrained`.
+
+    Raises:
+        UserError: naming the file that leads to other weights.
+    """
+    hub = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
+    # transformers looks for an adapter beside the subfolder too.
+    places = [hub, {name: value for name, value in hub.items() if name != "subfolder"}]
+    adapters = [adapter for place in places if (adapter := check_adapter(path, place)) is not None]
+    for adapter in adapters:
+        check_weights(below_adapter(path, adapter), hub)
+    # transformers takes a folder that holds a model and an adapter as both.
+    if adapters and not Path(path, "config.json").is_file():
+        return {**kwargs, **SAFE}
+    commit = check_weights(path, hub)
+    return {**kwargs, **SAFE, **({} if commit is None else {"revision": commit})}
+
+
+def check_weights(path: str | Path, hub: dict[str, Any]) -> str | None:
+    """Refuse a model at `path` if transformers would read its weights from other files than safetensors beside it.
+
+    Args:
+        hub: where on the Hub the files are, by the names in `HUB_OPTIONS`.
+
+    Returns:
+        The commit that was checked, or None if the model is not on the Hub.
+
+    Raises:
+        UserError: naming the file that leads to other weights.
+    """
+    from transformers.utils import extract_commit_hash
+
+    if Path(path).is_file():
+        raise UserError(f"{path}: is a file; name the folder of a model")
+    commit = None if Path(path).is_dir() else extract_commit_hash(find_file(path, "config.json", hub), None)
+    hub = hub if commit is None else hub | {"revision": commit}
+    config = read_settings(path, "config.json", hub) or {}
+    named = [name for name in _weights_named_in(config, path) if name != WEIGHTS]
+    sharded = [_check_index(path, name.removesuffix(".index.json"), hub) for name in (WEIGHTS, *named)]
+    # Without a config the loader says more, for example that the Hub cannot be reached.
+    if (Path(path).is_dir() or config) and not any(sharded):
+        for name in named or [WEIGHTS]:
+            if not _has_file(path, name, hub):
+                raise UserError(f"{path}: no {name} in it; {ONLY}")
+    return commit
+
+
+def _weights_named_in(config: dict[str, Any], path: str | Path) -> Iterator[str]:
+    """Yield the weight files that a model's settings name, at any depth: parts of a model have settings of their own."""
+    rest: list[Any] = [config]
+    while rest:
+        entries = rest.pop()
+        rest.extend(value for value in entries.values() if isinstance(value, dict))
+        # With it, transformers would read `transformers_weights` from an entry of another name.
+        if "attribute_map" in entries:
+            raise UserError(f"{path}: config.json: attribute_map: is not supported; remove the entry")
+        if name := entries.get("transformers_weights"):
+            if not re.fullmatch(r"[^/\\]+\.safetensors(\.index\.json)?", str(name)):
+                raise UserError(f"{path}: config.json: transformers_weights: {name!r}: {ONLY}")
+            yield name
+
+
+def _check_index(path: str | Path, weights: str, hub: dict[str, Any]) -> bool:
+    """Return whether there is an index of these weights, and refuse one that names other files than safetensors."""
+    index = read_settings(path, f"{weights}.index.json", hub)
+    if index is None:
+        return False
+    shards = index.get("weight_map")
+    if not shards or not isinstance(shards, dict) or not isinstance(index.get("metadata"), dict):
+        raise UserError(f"{path}: {weights}.index.json: no `weight_map` and `metadata` in it; save the model again")
+    for shard in shards.values():
+        if not re.fullmatch(r"[^/\\]+\.safetensors", str(shard)):
+            raise UserError(f"{path}: {weights}.index.json: weight_map: {shard!r}: {ONLY}")
+    return True
+
+
+def check_adapter(path: str | Path, hub: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the settings of the adapter at `path`, or None if there is no adapter.
+
+    Args:
+        hub: where on the Hub the files are, by the names in `HUB_OPTIONS`.
+
+    Raises:
+        UserError: if PEFT would read it from other files than its safetensors.
+    """
+    settings = read_settings(path, "adapter_config.json", hub)
+    if settings is None:
+        return None
+    for name in ADAPTER_READS:
+        if settings.get(name):
+            raise UserError(f"{path}: adapter_config.json: {name}: is not supported: it reads further files or code")
+    if not _has_file(path, ADAPTER, hub):
+        raise UserError(f"{path}: no {ADAPTER} in it; {ONLY}")
+    return settings
+
+
+def below_adapter(path: str | Path, adapter: dict[str, Any]) -> str:
+    """Return the name of the model below the adapter at `path`.
+
+    Raises:
+        UserError: if the adapter's settings name none.
+    """
+    base = adapter.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{path}: adapter_config.json: base_model_name_or_path: missing; name the model below it")
+    return base
+
+
+def read_settings(path: str | Path, name: str, hub: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a JSON file of a model's folder or Hub repository, or None if there is no such file.
+
+    Raises:
+        UserError: if it holds anything else than one JSON object.
+    """
+    file = find_file(path, name, hub)
+    if file is None:
+        return None
+    try:
+        settings = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {name}: no valid JSON file: {first_line(error)}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: {name}: holds no JSON object; save the model again")
+    return settings
+
+
+def find_file(path: str | Path, name: str, hub: dict[str, Any]) -> str | None:
+    """Return the local path of a file of a folder or Hub repository, or None if it has no such file.
+
+    Raises:
+        UserError: if there is no such repository.
+    """
+    from transformers.utils import cached_file
+
+    quiet = {
+        f"_raise_exceptions_for_{fault}": False for fault in ("missing_entries", "connection_errors", "gated_repo")
+    }
+    try:
+        return cached_file(path, name, **quiet, **hub)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no model can be loaded: {first_line(error)}") from error
+
+
+def _has_file(path: str | Path, name: str, hub: dict[str, Any]) -> bool:
+    """Return whether a folder or Hub repository has a file, without downloading it."""
+    from transformers.utils import has_file
+
+    asked = {key: value for key, value in hub.items() if key not in ("subfolder", "force_download")}
+    return has_file(path, str(PurePosixPath(hub.get("subfolder", ""), name)), **asked)
+
+
+def forget_code(model: "PreTrainedModel") -> None:
+    """Remove the entries by which a model's settings name code, so that they are not saved with it."""
+    for settings in (model.config, model.config.get_text_config(), getattr(model, "generation_config", None)):
+        for name in CODE_ENTRIES:
+            getattr(settings, "__dict__", {}).pop(name, None)
+
+
+# ---- Loading ----
 
 
 def load_causal_lm(path: str, device: str | None = None) -> "PreTrainedModel":
@@ -240,14 +431,17 @@ def load_model(auto_model: Any, path: str, **kwargs) -> "PreTrainedModel":
     """Load a model with `auto_model.from_pretrained`, from safetensors.
 
     Raises:
-        UserError: if no such model can be loaded.
+        UserError: if no such model can be loaded, or as [`only_safetensors`].
     """
     from safetensors import SafetensorError
 
     try:
-        return auto_model.from_pretrained(path, **{**SAFE, **kwargs})
+        loaded = auto_model.from_pretrained(path, **only_safetensors(path, kwargs))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path}: no model can be loaded: {first_line(error)}") from error
+    # With `output_loading_info` the model comes with a report.
+    forget_code(loaded[0] if isinstance(loaded, tuple) else loaded)
+    return loaded
 
 
 def first_line(error: BaseException) -> str:

@@ -28,7 +28,17 @@ PAPER = {
 }""",
 }
 # Pickles (of optimizer, schedule and random states) and other files that only a resumed run reads.
-STAYS_HOME = ("*.bin", "*.pt", "*.pth", "*.distcp", ".metadata", "ppo_state.json", "trainer_state.json", MANIFEST)
+STAYS_HOME = (
+    "*.py",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.distcp",
+    ".metadata",
+    "ppo_state.json",
+    "trainer_state.json",
+    MANIFEST,
+)
 
 
 def write_model_card(
@@ -58,7 +68,7 @@ def write_model_card(
 
 
 def push_checkpoint(trainer: Trainer, folder: str) -> None:
-    """Push a checkpoint: policy, critic and card, but no pickled files.
+    """Push a checkpoint: policy, critic and card, but no pickled files and no code.
 
     Only `hub_strategy="every_save"` is supported; with "end" nothing is pushed here.
     """

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, GenerationConfig, P
 from transformers.utils import SAFE_WEIGHTS_NAME
 from trl.trainer.utils import disable_dropout_in_model, selective_log_softmax_and_entropy
 
-from ..models.loading import SAFE
+from ..models.loading import check_adapter, check_weights, forget_code, only_safetensors
 from ..models.sampling import neutral_generation
 from .inputs import forward_inputs, takes
 from .parts import hidden_states, parts_of
@@ -180,7 +180,9 @@ def given_or_loaded(auto_class: type, model: str | Path | nn.Module, **kwargs) -
     """Return a given model, or load it from a path in float32 (bf16 weights do not move at PPO's learning rates)."""
     if not isinstance(model, (str, Path)):
         return model
-    return auto_class.from_pretrained(model, dtype=torch.float32, **SAFE, **kwargs)
+    loaded = auto_class.from_pretrained(model, **only_safetensors(model, {"dtype": torch.float32, **kwargs}))
+    forget_code(loaded)
+    return loaded
 
 
 def save_critic(critic: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
@@ -206,10 +208,12 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     if isinstance(model, (AdapterHead, TrunkHead)):
         model.load_pretrained(folder)
     elif isinstance(model, PeftModel):
+        check_adapter(folder, {})
         model.load_adapter(str(folder), model.active_adapter, is_trainable=True)
     elif not isinstance(model, SAVABLE):
         load_model(model, str(folder / SAFE_WEIGHTS_NAME))
     else:
+        check_weights(folder, {})
         stored = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
         model.load_state_dict(stored.state_dict())
 

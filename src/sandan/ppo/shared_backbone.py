@@ -16,7 +16,6 @@ from peft import (
     PeftModel,
     TaskType,
     get_peft_model_state_dict,
-    load_peft_weights,
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -27,6 +26,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import CONFIG_NAME
 
+from ..models.loading import check_adapter
 from ..models.score_scale import ScoreScale
 from .inputs import forward_inputs
 
@@ -188,7 +188,7 @@ class AdapterHead(ValueHead):
         Raises:
             ValueError: if it has no linear head with one output, or its adapter is for other layers.
         """
-        weights: dict[str, Any] = load_peft_weights(str(folder), device="cpu")
+        weights: dict[str, Any] = load_file(Path(folder, SAFETENSORS_WEIGHTS_NAME))
         head = weights.pop(HEAD_KEY, None)
         if head is None or head.shape != self.score.weight.shape:
             raise ValueError(f"{folder}: the adapter has no linear `score` head with one output")
@@ -206,6 +206,7 @@ def shared_reward(adapters: Adapters, source: Any) -> AdapterHead | None:
     """
     if not isinstance(source, (str, Path)) or not Path(source, "adapter_config.json").is_file():
         return None
+    check_adapter(source, {})
     config = PeftConfig.from_pretrained(str(source))
     base = adapters.policy.peft_config[adapters.own].base_model_name_or_path
     if not base or not _same_model(config.base_model_name_or_path, base):
