@@ -27,7 +27,7 @@ from .forms import one_form
 from .jsonl import is_jsonl
 from .row_checks import SHOWN_PROBLEMS, Findings, Problem, RowChecker, describe_columns, leaked, repeated
 from .scanning import Scan, good_rows
-from .template_checks import template_problem
+from .template_checks import TemplateCheck
 
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def check_files(
             first 20 problems are logged.
     """
     findings = Findings()
-    refused = None if tokenizer is None else partial(template_problem, tokenizer=tokenizer)
+    refused = None if tokenizer is None else TemplateCheck(tokenizer)
     scans = {name: Scan(columns, findings, args.as_chat, refused) for name in ("train", "eval")}
     for scan, sources in zip(scans.values(), (args.datasets, args.eval_datasets), strict=True):
         for file in _record_files(sources, stage, columns):

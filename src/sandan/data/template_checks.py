@@ -17,21 +17,39 @@ KIND = "that the chat template refuses"
 REFUSALS = (TypeError, ValueError, KeyError, AttributeError, IndexError)
 
 
-def template_problem(
-    row: Mapping[str, Any], names: Sequence[str], tokenizer: "PreTrainedTokenizerBase"
-) -> Problem | None:
-    """Return a problem if the chat template refuses the turns of a row, or leaves their tool calls out.
+class TemplateCheck:
+    """A check of rows by the chat template of a tokenizer; it remembers the last conversations that it has seen.
 
-    Args:
-        names: the columns that the stage uses.
+    A prompt and its answers are in all pairs that a ranking gives, one after the other.
     """
-    for name, turns, is_prompt in _conversations(row, names):
-        if tokenizer.chat_template is None:
-            text = "has turns, but the tokenizer has no chat template; use text, or in SFT give --chat_template_path"
-            return Problem(name, text, "without a chat template")
-        if found := _refusal(row, name, turns, is_prompt, tokenizer):
-            return found
-    return None
+
+    REMEMBERED = 4096
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        self.tokenizer = tokenizer
+        self.seen: dict[str, Problem | None] = {}
+
+    def __call__(self, row: Mapping[str, Any], names: Sequence[str]) -> Problem | None:
+        """Return a problem if the chat template refuses the turns of a row, or leaves their tool calls out.
+
+        Args:
+            names: the columns that the stage uses.
+        """
+        options = template_options(row)
+        for name, turns, is_prompt in _conversations(row, names):
+            if self.tokenizer.chat_template is None:
+                text = (
+                    "has turns, but the tokenizer has no chat template; use text, or in SFT give --chat_template_path"
+                )
+                return Problem(name, text, "without a chat template")
+            key = repr((name, turns, is_prompt, options))
+            if key not in self.seen:
+                if len(self.seen) == self.REMEMBERED:
+                    self.seen.clear()
+                self.seen[key] = _refusal(options, name, turns, is_prompt, self.tokenizer)
+            if found := self.seen[key]:
+                return found
+        return None
 
 
 def _conversations(row: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]], bool]]:
@@ -47,15 +65,13 @@ def _conversations(row: Mapping[str, Any], names: Sequence[str]) -> Iterator[tup
 
 
 def _refusal(
-    row: Mapping[str, Any],
+    options: dict[str, Any],
     name: str,
     turns: list[dict[str, Any]],
     is_prompt: bool,
     tokenizer: "PreTrainedTokenizerBase",
 ) -> Problem | None:
     from jinja2 import TemplateError
-
-    options = template_options(row)
 
     def written(conversation: list[dict[str, Any]]) -> str:
         return tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=is_prompt, **options)

@@ -91,7 +91,7 @@ def scores_chart(comparison: list[dict[str, Any]]) -> dict[str, Any] | None:
     bars = {MODELS[model]: [rows[model].get(f"oracle/{name}") for name in SCORES] for model in MODELS if model in rows}
     bars = {name: values for name, values in bars.items() if all(map(is_number, values))}
     colours = {"Base": BASE, "SFT": SFT, "PPO": PPO}
-    return _bars("scores", "Four scores on new combinations", SCORES, bars, colours) if bars else None
+    return _bars("scores", "Four scores of the answers to new questions", SCORES, bars, colours) if bars else None
 
 
 def minimal_pairs_chart(metrics: dict[str, Any]) -> dict[str, Any] | None:

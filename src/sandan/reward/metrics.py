@@ -16,7 +16,7 @@ from ..models.loading import unquantized
 from ..models.score_scale import ScoreScale
 from ..models.scoring import score_rows
 from ..preference.agreement import Order, compare_orders, interval, pairwise_agreement
-from .rows import encode_side
+from .rows import encode_pairs
 
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def evaluate_pairs(
     Returns:
         `tuple`: [`pair_metrics`], with the ceiling if there is an oracle, and [`diagnose`].
     """
-    tokens = {side: encode_side(tokenizer, rows, side) for side in ("chosen", "rejected")}
+    tokens = encode_pairs(tokenizer, rows)
     scores = {side: score_rows(model, ids) for side, ids in tokens.items()}
     lengths = {side: list(map(len, ids)) for side, ids in tokens.items()}
     groups = [prompt_id(row) for row in rows]
@@ -147,8 +147,16 @@ def diagnose(
 def ceiling_accuracy(rows: Sequence[dict[str, Any]], judge: Callable[[Any, str], Any]) -> float:
     """Return the accuracy of a perfect judge on these noisy pairs; pairs of truly equal answers count half."""
 
+    scores: dict[tuple[str, str], float] = {}  # of each answer, which a ranking has in several pairs
+
+    def score(row: dict[str, Any], side: str) -> float:
+        key = prompt_id(row), text_of(row[side])
+        if key not in scores:
+            scores[key] = judge(row["prompt"], key[1]).score
+        return scores[key]
+
     def order(row: dict[str, Any]) -> float:
-        chosen, rejected = (judge(row["prompt"], text_of(row[side])).score for side in ("chosen", "rejected"))
+        chosen, rejected = score(row, "chosen"), score(row, "rejected")
         return 0.5 if chosen == rejected else float(chosen > rejected)
 
     return float(np.mean([order(row) for row in rows]))
@@ -170,7 +178,7 @@ def store_scale(
         `score_mean` and `score_deviation`, of raw scores.
     """
     rows = list(itertools.islice(rows, SCALE_PAIRS))
-    ids = {tuple(ids) for side in ("chosen", "rejected") for ids in encode_side(tokenizer, rows, side)}
+    ids = {tuple(ids) for side in encode_pairs(tokenizer, rows).values() for ids in side}
     scale = ScoreScale.measured(score_rows(model, sorted(ids)))
     scale.store(model.config)
     if is_main_process():

@@ -32,25 +32,27 @@ def encode_side(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[dict[str, A
     return [next(encoded[json.dumps(template_options(row))])[0] for row in rows]
 
 
+def encode_pairs(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[dict[str, Any]]) -> dict[str, list[list[int]]]:
+    """Return the ids of both answers of each pair, by side. An answer of a ranking is in several pairs: it is encoded once."""
+    keys = {
+        side: [repr((row.get("prompt"), row[side], template_options(row))) for row in rows]
+        for side in ("chosen", "rejected")
+    }
+    distinct = {key: (row, side) for side in keys for key, row in zip(keys[side], rows, strict=True)}
+    answers = [{**row, "answer": row[side]} for row, side in distinct.values()]
+    ids = dict(zip(distinct, encode_side(tokenizer, answers, "answer"), strict=True))
+    return {side: [ids[key] for key in found] for side, found in keys.items()}
+
+
 def tokenized(
     dataset: "Dataset | IterableDataset", tokenizer: "PreTrainedTokenizerBase", config: "RewardConfig"
 ) -> "Dataset | IterableDataset":
-    """Return pairs with `chosen_ids` and `rejected_ids`, which `trl.RewardTrainer` takes as they are (so does this, from a user).
-
-    An answer of a ranking is in several pairs, and is encoded once for each slice of pairs.
-    """
+    """Return pairs with `chosen_ids` and `rejected_ids`, which `trl.RewardTrainer` takes as they are (so does this, from a user)."""
     from datasets import IterableDataset
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        keys = {
-            side: [repr((row.get("prompt"), row[side], template_options(row))) for row in rows]
-            for side in ("chosen", "rejected")
-        }
-        distinct = {key: (row, side) for side in keys for key, row in zip(keys[side], rows, strict=True)}
-        answers = [{**row, "answer": row[side]} for row, side in distinct.values()]
-        ids = dict(zip(distinct, encode_side(tokenizer, answers, "answer"), strict=True))
-        return {f"{side}_ids": [ids[key] for key in found] for side, found in keys.items()}
+        return {f"{side}_ids": ids for side, ids in encode_pairs(tokenizer, rows).items()}
 
     if "chosen_ids" in (dataset.column_names or ()):
         return dataset
