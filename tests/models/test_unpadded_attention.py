@@ -249,16 +249,20 @@ def test_sft_of_another_model_is_padded_and_says_why(tmp_path, tokenizer, caplog
     ]
 
 
+@pytest.mark.parametrize("layout", ["flat", "tree"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_a_reward_model_without_padding_learns_what_it_learns_with_it(kind, tmp_path, tokenizer):
+def test_a_reward_model_without_padding_learns_what_it_learns_with_it(kind, layout, tmp_path, tokenizer):
     model = make_model(kind, tokenizer, AutoModelForSequenceClassification)
     rows = [{name: value for name, value in row.items() if name != "weight"} for row in PAIRS]
     ours, stock = (
         make(one, model, rows, tmp_path / one.__name__, tokenizer, center_rewards_coefficient=0.1)
         for one in (GroupedRewardTrainer, RewardTrainer)
     )
+    assert ours.data_collator.layout == "tree"  # on a CPU
+    ours.data_collator.layout = layout
     batch = ours.data_collator([ours.train_dataset[index] for index in range(4)])
-    assert len(batch["cu_seq_lens_q"]) - 1 < 8 and len(batch["place"]) == 8
+    assert len(batch["row_tokens"]) < 8 and len(batch["place"]) == 8
+    assert (batch["input_ids"].numel() == int(batch["row_tokens"].sum())) is (layout == "flat")
     assert_same(logged(ours), logged(stock))
 
 

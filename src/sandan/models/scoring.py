@@ -26,8 +26,9 @@ def score_last_tokens(model: "PreTrainedModel | PeftModel") -> None:
     transformers' own classifiers look for the last id that is not the pad token. If the model pads with the stop
     token, that is the token before it.
 
-    The logits are `(rows, 1)` of right-padded rows with `attention_mask`, and `(segments, 1)` of rows without padding
-    with `cu_seq_lens_q`. Without either, or with another head, the model's own forward runs.
+    The logits are `(rows, 1)` of right-padded rows with `attention_mask`, `(segments, 1)` of rows without padding with
+    `cu_seq_lens_q`, and `(rows, 1)` of a [`sandan.models.prefix_tree`] with `last_tokens`. Without any of them, or with
+    another head, the model's own forward runs.
     """
     model = model.get_base_model() if is_peft_model(model) else model
     if not (isinstance(model, PreTrainedModel) and hasattr(model, "score")):
@@ -38,10 +39,12 @@ def score_last_tokens(model: "PreTrainedModel | PeftModel") -> None:
     def scored(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
         # PEFT passes absent arguments as None.
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        starts, mask = kwargs.get("cu_seq_lens_q"), kwargs.get("attention_mask")
+        starts, mask, last = kwargs.get("cu_seq_lens_q"), kwargs.get("attention_mask"), kwargs.pop("last_tokens", None)
         if starts is None and mask is None or kwargs.get("labels") is not None:
             return forward(self, *args, **kwargs)
         hidden = self.base_model(*args, **kwargs).last_hidden_state
+        if last is not None:
+            return SequenceClassifierOutputWithPast(logits=self.score(hidden[0, last]))
         if starts is not None:
             return SequenceClassifierOutputWithPast(logits=self.score(hidden[0, starts[1:] - 1]))
         rows = torch.arange(len(mask), device=mask.device)

@@ -2,14 +2,14 @@
 
 A ranking of K answers gives K(K-1)/2 pairs, so pairwise training runs every answer K-1 times, and more if several
 annotators ranked it. If a prompt's pairs stay together, as in InstructGPT (arXiv 2203.02155, section 3.5), the repeats
-are in one batch, where they cost nothing. The loss is that of `trl.RewardTrainer`; with a column `weight` it is
+are in one batch, where they cost nothing; on a CPU the prompt itself is computed once for all its answers. The loss is that of `trl.RewardTrainer`; with a column `weight` it is
 InstructGPT's: see [`prompt_weights`].
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import Sampler, SequentialSampler
@@ -18,6 +18,7 @@ from transformers.modeling_layers import GenericForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.utils import pad
 
+from ..models.prefix_tree import prefix_tree
 from ..models.score_scale import ScoreScale
 from ..models.scoring import score_last_tokens
 from ..models.tokens import PAD
@@ -84,7 +85,8 @@ class GroupedRewardTrainer(FlatTrainer, RewardTrainer):
         # Reset the score scale: a model that was a reward model before still has its old one.
         ScoreScale().store(self.model.config)
         score_last_tokens(self.model)
-        self.data_collator = DistinctRows(self.flat, self.args.pad_to_multiple_of)
+        layout = "padded" if not self.flat else "tree" if self.args.device.type == "cpu" else "flat"
+        self.data_collator = DistinctRows(layout, self.args.pad_to_multiple_of)
 
     def _flat_obstacle(self) -> str | None:
         if not isinstance(self._base_model(), GenericForSequenceClassification):
@@ -131,7 +133,7 @@ class GroupedRewardTrainer(FlatTrainer, RewardTrainer):
         rows, place = dict(inputs), inputs["place"]
         pairs = {name: rows.pop(name) for name in ("weight", "margin") if name in rows}
         del rows["place"]
-        tokens = rows["cu_seq_lens_q"].diff() if self.flat else rows["attention_mask"].sum(dim=1)
+        tokens = rows.pop("row_tokens")
 
         def run_once(**_: Any) -> Any:
             outputs = model(**rows, use_cache=False)
@@ -152,24 +154,27 @@ class GroupedRewardTrainer(FlatTrainer, RewardTrainer):
 class DistinctRows:
     """A collator of pairs that puts each distinct row into the batch once.
 
-    A batch has `place` `(2 * pairs,)`, the row of each chosen answer, then of each rejected one; the rows `input_ids`,
-    `(rows, seq)` padded or `(1, tokens)` flat, with the mask or the segments that the model needs; and `margin` and
-    `weight` `(pairs,)`, if the examples have them.
+    A batch has `place` `(2 * pairs,)`, the row of each chosen answer, then of each rejected one; `row_tokens` `(rows,)`,
+    their lengths; the rows `input_ids` in a layout, with what the model needs to read it; and `margin` and `weight`
+    `(pairs,)`, if the examples have them.
 
     Args:
-        flat: whether rows follow each other without padding.
-        pad_to_multiple_of: the length of rows that are not flat.
+        layout: `padded` rows `(rows, seq)`, `flat` ones `(1, tokens)` that follow each other, or a `tree` `(1, tokens)`,
+            in which beginnings that rows have in common are there once.
+        pad_to_multiple_of: the length of padded rows.
     """
 
-    def __init__(self, flat: bool, pad_to_multiple_of: int | None = None):
-        self.flat, self.pad_to_multiple_of = flat, pad_to_multiple_of
+    def __init__(self, layout: Literal["padded", "flat", "tree"], pad_to_multiple_of: int | None = None):
+        self.layout, self.pad_to_multiple_of = layout, pad_to_multiple_of
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         distinct: dict[tuple[int, ...], int] = {}
         asked = (tuple(example[side]) for side in ("chosen_ids", "rejected_ids") for example in examples)
         # `place` comes first because `Trainer` takes the length of the first tensor as the batch size.
         batch: dict[str, Any] = {"place": torch.tensor([distinct.setdefault(ids, len(distinct)) for ids in asked])}
-        batch |= self._flat(list(distinct)) if self.flat else self._padded(list(distinct))
+        rows = list(distinct)
+        batch["row_tokens"] = torch.tensor(list(map(len, rows)))
+        batch |= {"padded": self._padded, "flat": self._flat, "tree": prefix_tree}[self.layout](rows)
         for name in ("margin", "weight"):
             if name in examples[0]:
                 batch[name] = torch.tensor([example[name] for example in examples], dtype=torch.float)
