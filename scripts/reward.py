@@ -51,8 +51,10 @@ def main(args, config, model_args, data, stage):
         train = train.remove_columns("margin")
         held_out = held_out.remove_columns("margin") if held_out is not None else None
     if args.broken_answer_share:
-        made = broken_pairs(train.to_list(), args.broken_answer_share, tokenizer, config.seed)
-        train = concatenate_datasets([train, Dataset.from_list(list(made), features=train.features)])
+        # None may be made: a short answer cannot be damaged.
+        made = list(broken_pairs(train.to_list(), args.broken_answer_share, tokenizer, config.seed))
+        if made:
+            train = concatenate_datasets([train, Dataset.from_list(made, features=train.features)])
     if args.pair_weighting == "prompt":
         if "prompt" not in train.column_names:
             raise UserError("pair_weighting: prompt: the training pairs have no column prompt; use pair")

@@ -406,7 +406,7 @@ class Bench:
 
     @contextlib.contextmanager
     def copy(self):
-        before = os.getcwd()
+        before, environment = os.getcwd(), dict(os.environ)
         with tempfile.TemporaryDirectory(dir=self.folder) as place:
             folder = Path(place) / "here"
             shutil.copytree(self.good, folder)
@@ -415,6 +415,8 @@ class Bench:
                 yield folder
             finally:
                 os.chdir(before)
+                os.environ.clear()
+                os.environ.update(environment)
 
     def refusal(self, case: Case) -> str:
         """The one line that a case ends in; nothing that was there before may have changed."""

@@ -89,6 +89,7 @@ class Stage:
 
     def __post_init__(self):
         self.folder = StageFolder(self.output_dir)
+        self._has_begun = False
 
     # ---- The folder ----
 
@@ -141,10 +142,14 @@ class Stage:
 
     def check_owner(self) -> None:
         """Raise [`UserError`] if the output folder holds something that this stage of this recipe did not write."""
-        if self.output_dir.is_file():
-            raise UserError(f"{self.output_dir}: is a file; give another --output_dir")
-        if self.folder.is_free():
-            return
+        with self._changing_files():
+            for folder in (self.output_dir, *self.output_dir.parents):
+                if folder.is_symlink() and not folder.exists():
+                    raise UserError(f"{folder}: is a link to {folder.readlink()}, which is not there; make that folder")
+            if self.output_dir.is_file():
+                raise UserError(f"{self.output_dir}: is a file; give another --output_dir")
+            if self.folder.is_free():
+                return
         found = self.folder.owner()
         if (found.get("recipe"), found.get("stage")) != (self.recipe, self.name):
             holds = f"recipe {found['recipe']!r}, stage {found['stage']!r}" if found else "other files"
@@ -168,11 +173,16 @@ class Stage:
 
         Call it when everything that can fail has been prepared.
         """
+        self._has_begun = True
         if is_main_process():
             with self._changing_files():
                 self.folder.put_away()
                 self._write_recipe()
         return self.output_dir
+
+    def has_begun_writing(self) -> bool:
+        """Return whether everything has been prepared: what goes wrong from here on is no mistake in the settings."""
+        return self._has_begun
 
     def restore(self) -> None:
         """Put the finished stage that this run has put away back in its place, unless this run has finished."""
