@@ -23,12 +23,18 @@ def main(args, data, stage):
     from sandan.core.files import write_text
     from sandan.data.jsonl import read_jsonl, write_jsonl
     from sandan.data.loading import load_data
-    from sandan.evaluate.comparison import compare, fitting_prompts, log_probs, minimal_pair_accuracy, pseudo_log_probs
+    from sandan.evaluate.comparison import (
+        compare,
+        fitting_prompts,
+        load_masked,
+        log_probs,
+        minimal_pair_accuracy,
+        pseudo_log_probs,
+    )
     from sandan.models.checks import check_prompts
     from sandan.models.loading import (
         check_same_tokens,
         load_causal_lm,
-        load_masked_lm,
         load_reward_model,
         load_tokenizer,
         require_model,
@@ -53,7 +59,7 @@ def main(args, data, stage):
     models = {name: load_causal_lm(path) for name, path in paths.items()}
     reward_model = load_reward_model(args.reward_model) if args.reward_model else None
     # Loaded before anything is generated, which takes long.
-    masked = (load_masked_lm(args.masked_model), load_tokenizer(args.masked_model)) if args.masked_model else None
+    masked = load_masked(args.masked_model) if args.masked_model else None
     lengths = [len(ids) for ids in encode_prompts(tokenizer, [row["prompt"] for row in rows])]
     for name, model in {**models, **({"reward": reward_model} if reward_model else {})}.items():
         path = {**paths, "reward": args.reward_model}[name]

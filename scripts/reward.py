@@ -70,7 +70,7 @@ def main(args, config, model_args, data, stage):
     # Do not compile the scoring below: with a cache and padding, every layer would be compiled anew.
     torch.compiler.set_stance("force_eager")
     if held_out_rows:
-        measured, diagnosis = evaluate_pairs(model, tokenizer, held_out_rows, args.oracle)
+        measured, diagnosis = evaluate_pairs(model, tokenizer, held_out_rows, args.oracle, config.max_length)
         metrics |= measured
         write_text(stage.output_dir / "diagnostics.json", json.dumps(diagnosis, indent=1, ensure_ascii=False) + "\n")
     metrics |= store_scale(model, tokenizer, held_out_rows or train, stage.output_dir)

@@ -114,14 +114,13 @@ class Stage:
         """Take the output folder for this run, until [`close`]. Nothing that is in it changes.
 
         Raises:
-            UserError: if the folder holds something that this stage of this recipe did not write, if another run has
-                it, or if an input is of a stage that did not finish.
+            UserError: if the folder holds something that this stage of this recipe did not write, or if another run has
+                it.
         """
         # Only the main process checks: another rank could see a half-created folder.
         if not is_main_process():
             return self
         self.check_owner()
-        self._check_inputs()
         with self._changing_files():
             self.output_dir.mkdir(parents=True, exist_ok=True)
             self.folder.lock()
@@ -157,12 +156,6 @@ class Stage:
                 f"{self.output_dir}: holds {holds}, not recipe {self.recipe!r}, stage {self.name!r}; "
                 "nothing was changed: give another --output_dir"
             )
-
-    def _check_inputs(self) -> None:
-        """Refuse settings that name a folder of a stage that did not finish, before anything is loaded from it."""
-        for value in self.config.values():
-            if isinstance(value, str) and os.path.isdir(value) and Path(value) != self.output_dir:
-                require_whole(Path(value))
 
     def was_finished(self) -> bool:
         """Return whether the earlier run in this folder finished. Call before [`begin_writing`]."""
