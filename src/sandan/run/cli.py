@@ -171,10 +171,11 @@ def _try_out(parsed: Sequence[Any]) -> None:
     """Make what the settings of a training ask for, as far as it needs no model."""
     for value in parsed:
         if hasattr(value, "lr_scheduler_type"):
-            from ..training.trial import try_optimizer, try_schedule
+            from ..training.trial import try_optimizer, try_reports, try_schedule
 
             try_optimizer(value)
             try_schedule(value)
+            try_reports(value)
 
 
 def _stage_of(parsed: Sequence[Any], config_path: str | None, given: frozenset[str]) -> Stage:

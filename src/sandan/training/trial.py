@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from transformers import Trainer, get_scheduler
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 from transformers.trainer_optimizer import is_optimizer_factory
 
 from ..core.errors import UserError
@@ -37,6 +41,8 @@ SIZES = (
     "max_position_embeddings",
 )
 PROBE_TOKENS = 2
+# Targets of `report_to` that transformers does not list although they may be installed.
+UNLISTED = ("azure_ml", "flyte")
 
 
 def try_optimizer(args: "TrainingArguments") -> None:
@@ -89,6 +95,20 @@ def try_schedule(args: "TrainingArguments") -> None:
         rate = optimizer.param_groups[0]["lr"]
         if not (math.isfinite(rate) and rate >= 0):
             raise UserError(f"lr_scheduler_kwargs: the learning rate of step {step + 1} of {steps:,} would be {rate:g}")
+
+
+def try_reports(args: "TrainingArguments") -> None:
+    """Refuse a target of `report_to` whose package is not installed, or that there is not.
+
+    Raises:
+        UserError: naming those that there are.
+    """
+    targets = [args.report_to] if isinstance(args.report_to, str) else args.report_to or []
+    there = get_available_reporting_integrations()
+    for target in targets:
+        if target not in ("all", "none", *UNLISTED, *there):
+            reason = "its package is not installed" if target in INTEGRATION_TO_CALLBACK else "not known"
+            raise UserError(f"report_to: {target}: {reason}; installed here: {', '.join(there) or 'none'}")
 
 
 def check_sizes(config: "PretrainedConfig", path: str) -> None:
