@@ -34,6 +34,17 @@ CALL = {
     "tool_calls": [{"function": {"name": "food", "arguments": {"of": "cow"}}}],
 }
 CALLS = [USER, CALL, {"role": "tool", "content": "grass"}, ASSISTANT]
+# All models that the comparison needs, the masked one wrong.
+EVALUATED = (
+    "--base_model",
+    MODEL,
+    "--masked_model",
+    MODEL,
+    "--ppo_model",
+    "outputs/tiny/sft-model",
+    "--sft_model",
+    "outputs/tiny/sft-model",
+)
 SECRET = "hf_" + "Ab1" * 12
 
 
@@ -183,7 +194,7 @@ CASES = {
         option("--pad_to_multiple_of 0"),
         option("--use_peft true --lora_dropout 1"),
         option("--output_dir ~/out"),
-        option(f"--output_dir {'a' * 300}"),
+        Case("`--output_dir` of 300 characters", ("--output_dir", "a" * 300)),
         option(f"--run_name {SECRET} --report_to tensorboard"),
         option("--max_length 4096"),
         option("--max_length 4096", "reward"),
@@ -217,7 +228,7 @@ CASES = {
     "Settings that a library refuses": [
         option("--adam_beta1 1.5"),
         option("--adam_beta2 1"),
-        option("--adam_epsilon -1e-8"),
+        option("--adam_epsilon=-1e-8"),
         option("--lr_scheduler_type cosine_with_min_lr"),
         option('--lr_scheduler_type polynomial --lr_scheduler_kwargs {"lr_end":9}'),
         option('--lr_scheduler_type polynomial --lr_scheduler_kwargs {"lr_end":-1e-4}'),
@@ -372,6 +383,7 @@ CASES = {
         model("another tokenizer's reward model", lambda: _other_tokens(REWARD), "ppo"),
         model("the output folder is a link to nowhere", lambda: Path("outputs/tiny/sft").symlink_to("nowhere")),
         model("the output folder is in a link to nowhere", lambda: Path("link").symlink_to("nowhere"), options=("--output_dir", "link/sft")),
+        model("a masked model that is none", lambda: None, "evaluate", EVALUATED),
         model("the model is the output folder", lambda: None, options=("--output_dir", MODEL)),
         model("a tokenizer folder as model", lambda: None, options=("--model_name_or_path", "outputs/tiny/tokenizer")),
         model("a stage that did not finish", lambda: Path(MODEL, "result.json").unlink()),
@@ -443,6 +455,7 @@ class Bench:
         write("data/pretrain.jsonl", [{"text": f"The cow {n} eats grass."} for n in range(8)])
         write("data/pretrain_eval.jsonl", [{"text": "The frog."}])
         write("data/rlhf_prompts.jsonl", [{"prompt": [{**USER, "content": f"Q{n}"}]} for n in range(8)])
+        write("data/minimal_pairs.jsonl", [{"skill": "grammar", "good": "The cow eats.", "bad": "The cow eat."}])
         write("data/eval_prompts.jsonl", [{"prompt": [{**USER, "content": "Q9"}]}])
         pairs = [
             {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [{**ASSISTANT, "content": f"B{n}"}]}

@@ -249,7 +249,19 @@ def test_report_json(tmp_path):
     text = (recipe_dir / "report" / "report.json").read_text(encoding="utf-8")
     report = json.loads(text, parse_constant=refuse)
     assert set(report) == {
-        *("recipe", "passed", "checks", "remarks", "stages", "comparison", "watch", "versions", "lineage", "stale", "created")
+        *(
+            "recipe",
+            "passed",
+            "checks",
+            "remarks",
+            "stages",
+            "comparison",
+            "watch",
+            "versions",
+            "lineage",
+            "stale",
+            "created",
+        )
     }
     assert report["recipe"] == "tiny"
     assert set(report["stages"]) == set(STAGES)

@@ -30,18 +30,28 @@ def line_of(error, origins=ORIGINS, settings=SETTINGS, part=None):
 
 def test_the_innermost_part_that_was_built_names_the_settings():
     assert line_of(ValueError("no"), part="optimizer") == "command line: --adam_beta1: no"
-    assert line_of(RuntimeError("adamw_torch:\n is missing"), part="optimizer") == "r.yaml:3: optim: adamw_torch: is missing"
+    assert (
+        line_of(RuntimeError("adamw_torch:\n is missing"), part="optimizer")
+        == "r.yaml:3: optim: adamw_torch: is missing"
+    )
     recipe = {"optim": "r.yaml:3", "adam_beta1": "r.yaml:9"}
-    assert line_of(KeyError("x"), recipe, part="optimizer") == "r.yaml:3: optim; r.yaml:9: adam_beta1: 'x' is not known"
+    assert (
+        line_of(KeyError("x"), recipe, part="optimizer") == "r.yaml:3: optim; r.yaml:9: adam_beta1: 'x' is not known"
+    )
 
 
 def test_a_message_that_names_a_setting_is_enough():
+    settings = {"lr_scheduler_kwargs": {"lr_end": 9}}
+    named = line_of(ValueError("lr_end (9) must be smaller"), {"lr_scheduler_kwargs": "command line"}, settings)
+    assert named == "command line: --lr_scheduler_kwargs: lr_end (9) must be smaller"
     assert line_of(ImportError("`report_to` needs a package")).startswith("r.yaml:4: report_to: `report_to` needs")
     origins, settings = {"env": "r.yaml:1"}, {"env": {"SOME_SWITCH": "maybe"}}
     assert line_of(ValueError("invalid truth value maybe"), origins, settings).startswith("r.yaml:1: env: invalid")
 
 
-@pytest.mark.parametrize("error", [ValueError("the seed is bad"), AttributeError("no attribute adam_beta1"), IndexError("3")])
+@pytest.mark.parametrize(
+    "error", [ValueError("the seed is bad"), AttributeError("no attribute adam_beta1"), IndexError("3")]
+)
 def test_what_no_setting_explains_is_a_fault_of_the_program(error):
     with pytest.raises(type(error)), preparing(SETTINGS, ORIGINS):
         raise error
@@ -49,10 +59,10 @@ def test_what_no_setting_explains_is_a_fault_of_the_program(error):
 
 def test_after_the_first_file_an_exception_is_a_fault_of_the_program(tmp_path):
     stage = Stage("sft", "tiny", tmp_path / "out", 0, {})
-    with stage.opened(), pytest.raises(ValueError, match="adam_beta1"):
-        with preparing(SETTINGS, ORIGINS, stage.has_begun_writing):
-            stage.begin_writing()
-            raise ValueError("adam_beta1")
+    mistakes = preparing(SETTINGS, ORIGINS, stage.has_begun_writing)
+    with stage.opened(), pytest.raises(ValueError, match="adam_beta1"), mistakes:
+        stage.begin_writing()
+        raise ValueError("adam_beta1")
 
 
 def test_the_environment_variable_shows_where_it_was_found(monkeypatch, capsys):
@@ -111,7 +121,8 @@ def test_texts_that_are_refused(value, key):
 
 
 @pytest.mark.parametrize(
-    "environment", [[1], {"A B": 1}, {"": 1}, {1: 2}, {"A": None}, {"A": {}}, {"A": "\0"}, {"WORLD_SIZE": 2}, {"MY_TOKEN": 1}]
+    "environment",
+    [[1], {"A B": 1}, {"": 1}, {1: 2}, {"A": None}, {"A": {}}, {"A": "\0"}, {"WORLD_SIZE": 2}, {"ACCELERATE_USE_FSDP": "maybe"}, {"MY_TOKEN": 1}],
 )
 def test_entries_that_are_no_variables(environment):
     with pytest.raises(UserError, match=r"^r.yaml:1: env: "):
@@ -119,8 +130,33 @@ def test_entries_that_are_no_variables(environment):
     check_environment({"OMP_NUM_THREADS": 2, "NAME": "a b"}, "r.yaml:1")
 
 
-def test_a_dry_run_leaves_no_temporary_folder(tmp_path, monkeypatch):
-    bench = bad_inputs.Bench(tmp_path)
+@pytest.mark.parametrize("error", [RuntimeError("basic_ios::clear: iostream error"), OSError(28, "", "out/model")])
+def test_a_full_disk_is_one_line_whoever_wrote(error, capsys):
+    def action():
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        cli.guarded(action)
+    message = capsys.readouterr().err
+    assert left.value.code == 2 and message.startswith("error: ") and message.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return bad_inputs.Bench(tmp_path_factory.mktemp("bench"))
+
+
+def test_a_wrong_masked_model_is_found_before_anything_is_generated(bench, monkeypatch):
+    def compare(*_):
+        pytest.fail("generated")
+
+    monkeypatch.setattr("sandan.evaluate.comparison.compare", compare)
+    with bench.copy():
+        code, error = bad_inputs.run_script("evaluate", bad_inputs.EVALUATED)
+    assert code == 2 and bad_inputs.MODEL in error.splitlines()[-1], error
+
+
+def test_a_dry_run_leaves_no_temporary_folder(bench, tmp_path, monkeypatch):
     place = tmp_path / "temporary"
     place.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(place))

@@ -23,7 +23,11 @@ def arguments(tmp_path, **settings):
         {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 5000}},
         {"lr_scheduler_type": "inverse_sqrt", "warmup_steps": 5000},
         {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.1},
-        {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "lr_scheduler_kwargs": {"factor": 0.5}},
+        {
+            "lr_scheduler_type": "reduce_lr_on_plateau",
+            "eval_strategy": "steps",
+            "lr_scheduler_kwargs": {"factor": 0.5},
+        },
     ],
 )
 def test_what_would_train_is_not_refused(settings, tmp_path):

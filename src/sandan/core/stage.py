@@ -144,7 +144,9 @@ class Stage:
         with self._changing_files():
             for folder in (self.output_dir, *self.output_dir.parents):
                 if folder.is_symlink() and not folder.exists():
-                    raise UserError(f"{folder}: is a link to {folder.readlink()}, which is not there; make that folder")
+                    raise UserError(
+                        f"{folder}: is a link to {folder.readlink()}, which is not there; make that folder"
+                    )
             if self.output_dir.is_file():
                 raise UserError(f"{self.output_dir}: is a file; give another --output_dir")
             if self.folder.is_free():

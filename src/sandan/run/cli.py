@@ -104,6 +104,10 @@ def _destroy_process_group(together: bool) -> None:
 
 
 def _exit(line: str, code: int) -> NoReturn:
+    """Print the line, below progress bars that are still open, and exit."""
+    bars = sys.modules.get("tqdm")
+    for bar in list(getattr(bars.tqdm, "_instances", ())) if bars else ():
+        bar.close()
     if is_main_process():
         print(line, file=sys.stderr)
     sys.exit(code)

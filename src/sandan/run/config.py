@@ -5,11 +5,8 @@ name: unknown or misspelt keys, abbreviations, duplicate keys, wrong types, keys
 tokens (which belong in the environment, never in a file or on a command line).
 """
 
-import contextlib
 import dataclasses
 import difflib
-import json
-import math
 import os
 import re
 import sys

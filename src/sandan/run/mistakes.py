@@ -80,7 +80,7 @@ def settings_behind(error: Exception, config: Mapping[str, Any], origins: Mappin
             return told or [key for key in part if origins[key] == "command line"] or part
     if isinstance(error, FAULTS):
         return []
-    named = [key for key in origins if _is_named(key, message) or _has_named_key(config.get(key), message)]
+    named = [key for key in origins if _names(key, config.get(key), message)]
     variables = config.get("env") or {}
     told = any(_has_word(message, text) for pair in variables.items() for text in pair)
     return named or (["env"] if told else [])
@@ -101,16 +101,19 @@ def message_of(error: Exception) -> str:
 
 
 def _is_told(key: str, value: Any, message: str) -> bool:
-    return _is_named(key, message) or _has_named_key(value, message) or _has_word(message, str(value))
+    texts = [text for text in value.values() if isinstance(text, str)] if isinstance(value, dict) else [str(value)]
+    return _names(key, value, message) or any(_has_word(message, text) for text in texts)
 
 
-def _is_named(key: str, message: str) -> bool:
+def _names(key: str, value: Any, message: str) -> bool:
+    """Return whether a message has the name of a setting, or of an entry of a setting that is a mapping."""
+    names = [key, *(map(str, value) if isinstance(value, dict) else ())]
     # Names of one word (`seed`) are words of any message too.
-    return _has_word(message, key) and ("_" in key or re.search(rf"[`'\"-]{key}\b", message) is not None)
-
-
-def _has_named_key(value: Any, message: str) -> bool:
-    return isinstance(value, dict) and any(f"'{key}'" in message or f": {key}" in message for key in value)
+    marked = [rf"(?:[`'\"-]|: ){re.escape(name)}\b" for name in names]
+    return any(
+        _has_word(message, name) and ("_" in name or re.search(pattern, message))
+        for name, pattern in zip(names, marked, strict=True)
+    )
 
 
 def _has_word(message: str, word: str) -> bool:

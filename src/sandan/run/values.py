@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ TOKEN_KEYS = {"hub_token", "token", "hf_token", "push_to_hub_token", "use_auth_t
 DEEPEST = 20
 # What the launcher tells each process; with other values it would wait for processes that are not there.
 OF_LAUNCHER = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+# Bytes of a file's name, on all usual file systems.
+LONGEST_NAME = 255
 PATHS = ("output_dir", "recipe_dir", "log_file")
 
 
@@ -50,9 +53,7 @@ LIMITS = [
         "learning_rate temperature weight_decay max_grad_norm neftune_noise_alpha dataloader_num_workers eval_delay "
         "adam_epsilon center_rewards_coefficient router_aux_loss_coef",
     ),
-    Limit(
-        "above 0", lambda number: number > 0, "num_train_epochs save_steps logging_steps eval_steps lora_alpha"
-    ),
+    Limit("above 0", lambda number: number > 0, "num_train_epochs save_steps logging_steps eval_steps lora_alpha"),
     Limit(
         "0 or more and below 1",
         lambda number: 0 <= number < 1,
@@ -111,6 +112,8 @@ def _check_text(text: str, key: str, place: str) -> None:
         raise UserError(token_message(place))
     if key in PATHS and text.startswith("~"):
         raise UserError(f"{place}: {text}: `~` is not expanded here; write the whole path, or $HOME in the shell")
+    if key in PATHS and any(len(os.fsencode(part)) > LONGEST_NAME for part in text.split("/")):
+        raise UserError(f"{place}: {text[:40]}…: a name in it is longer than {LONGEST_NAME} bytes; give a shorter one")
     if key in PATHS and not text.isprintable():
         raise UserError(f"{place}: {text!r}: has characters that cannot be seen; give another name")
 
@@ -126,7 +129,7 @@ def check_environment(environment: Any, place: str) -> None:
     for name, value in environment.items():
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise UserError(f"{place}: env: {name!r}: not a name of a variable (letters, digits and _)")
-        if name in OF_LAUNCHER:
+        if name in OF_LAUNCHER or name.startswith("ACCELERATE_"):
             raise UserError(f"{place}: env: {name}: the launcher sets it; give its options to `accelerate launch`")
         if any(word in name.upper() for word in ("TOKEN", "SECRET", "PASSWORD", "API_KEY")):
             raise UserError(token_message(f"{place}: env: {name}"))

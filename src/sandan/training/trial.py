@@ -94,7 +94,9 @@ def try_schedule(args: "TrainingArguments") -> None:
         schedule.step(*([0.0] if by_metric else []))
         rate = optimizer.param_groups[0]["lr"]
         if not (math.isfinite(rate) and rate >= 0):
-            raise UserError(f"lr_scheduler_kwargs: the learning rate of step {step + 1} of {steps:,} would be {rate:g}")
+            raise UserError(
+                f"lr_scheduler_kwargs: the learning rate of step {step + 1} of {steps:,} would be {rate:g}"
+            )
 
 
 def try_reports(args: "TrainingArguments") -> None:
