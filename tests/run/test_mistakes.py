@@ -122,7 +122,18 @@ def test_texts_that_are_refused(value, key):
 
 @pytest.mark.parametrize(
     "environment",
-    [[1], {"A B": 1}, {"": 1}, {1: 2}, {"A": None}, {"A": {}}, {"A": "\0"}, {"WORLD_SIZE": 2}, {"ACCELERATE_USE_FSDP": "maybe"}, {"MY_TOKEN": 1}],
+    [
+        [1],
+        {"A B": 1},
+        {"": 1},
+        {1: 2},
+        {"A": None},
+        {"A": {}},
+        {"A": "\0"},
+        {"WORLD_SIZE": 2},
+        {"ACCELERATE_USE_FSDP": "maybe"},
+        {"MY_TOKEN": 1},
+    ],
 )
 def test_entries_that_are_no_variables(environment):
     with pytest.raises(UserError, match=r"^r.yaml:1: env: "):
