@@ -23,12 +23,18 @@ def main(args, data, stage):
     from sandan.core.files import write_text
     from sandan.data.jsonl import read_jsonl, write_jsonl
     from sandan.data.loading import load_data
-    from sandan.evaluate.comparison import compare, fitting_prompts, log_probs, minimal_pair_accuracy, pseudo_log_probs
+    from sandan.evaluate.comparison import (
+        compare,
+        fitting_prompts,
+        load_masked,
+        log_probs,
+        minimal_pair_accuracy,
+        pseudo_log_probs,
+    )
     from sandan.models.checks import check_prompts
     from sandan.models.loading import (
         check_same_tokens,
         load_causal_lm,
-        load_masked_lm,
         load_reward_model,
         load_tokenizer,
         require_model,
@@ -52,6 +58,8 @@ def main(args, data, stage):
     rows = fitting_prompts((held_out or prompts).to_list(), tokenizer, args)
     models = {name: load_causal_lm(path) for name, path in paths.items()}
     reward_model = load_reward_model(args.reward_model) if args.reward_model else None
+    # Loaded before anything is generated, which takes long.
+    masked = load_masked(args.masked_model) if args.masked_model else None
     lengths = [len(ids) for ids in encode_prompts(tokenizer, [row["prompt"] for row in rows])]
     for name, model in {**models, **({"reward": reward_model} if reward_model else {})}.items():
         path = {**paths, "reward": args.reward_model}[name]
@@ -62,10 +70,8 @@ def main(args, data, stage):
         base = models["base"]
         accuracy = minimal_pair_accuracy(pairs, tokenizer, lambda ids: log_probs(base, ids, [1] * len(ids)))
         metrics |= {f"minimal_pairs/clm/{skill}": share for skill, share in accuracy.items()}
-        if args.masked_model:
-            masked = load_masked_lm(args.masked_model)
-            score = partial(pseudo_log_probs, masked, load_tokenizer(args.masked_model))
-            accuracy = minimal_pair_accuracy(pairs, tokenizer, score)
+        if masked is not None:
+            accuracy = minimal_pair_accuracy(pairs, tokenizer, partial(pseudo_log_probs, *masked))
             metrics |= {f"minimal_pairs/mlm/{skill}": share for skill, share in accuracy.items()}
     folder = stage.begin_writing()
     write_text(folder / "comparison.json", json.dumps(comparison, indent=1, ensure_ascii=False) + "\n")

@@ -51,8 +51,10 @@ def main(args, config, model_args, data, stage):
         train = train.remove_columns("margin")
         held_out = held_out.remove_columns("margin") if held_out is not None else None
     if args.broken_answer_share:
-        made = broken_pairs(train.to_list(), args.broken_answer_share, tokenizer, config.seed)
-        train = concatenate_datasets([train, Dataset.from_list(list(made), features=train.features)])
+        # None may be made: a short answer cannot be damaged.
+        made = list(broken_pairs(train.to_list(), args.broken_answer_share, tokenizer, config.seed))
+        if made:
+            train = concatenate_datasets([train, Dataset.from_list(made, features=train.features)])
     if args.pair_weighting == "prompt":
         if "prompt" not in train.column_names:
             raise UserError("pair_weighting: prompt: the training pairs have no column prompt; use pair")
@@ -68,7 +70,7 @@ def main(args, config, model_args, data, stage):
     # Do not compile the scoring below: with a cache and padding, every layer would be compiled anew.
     torch.compiler.set_stance("force_eager")
     if held_out_rows:
-        measured, diagnosis = evaluate_pairs(model, tokenizer, held_out_rows, args.oracle)
+        measured, diagnosis = evaluate_pairs(model, tokenizer, held_out_rows, args.oracle, config.max_length)
         metrics |= measured
         write_text(stage.output_dir / "diagnostics.json", json.dumps(diagnosis, indent=1, ensure_ascii=False) + "\n")
     metrics |= store_scale(model, tokenizer, held_out_rows or train, stage.output_dir)

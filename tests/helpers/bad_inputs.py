@@ -34,6 +34,17 @@ CALL = {
     "tool_calls": [{"function": {"name": "food", "arguments": {"of": "cow"}}}],
 }
 CALLS = [USER, CALL, {"role": "tool", "content": "grass"}, ASSISTANT]
+# All models that the comparison needs, the masked one wrong.
+EVALUATED = (
+    "--base_model",
+    MODEL,
+    "--masked_model",
+    MODEL,
+    "--ppo_model",
+    "outputs/tiny/sft-model",
+    "--sft_model",
+    "outputs/tiny/sft-model",
+)
 SECRET = "hf_" + "Ab1" * 12
 
 
@@ -168,6 +179,23 @@ CASES = {
         option("--dtype bfloat16", "pretrain"),
         option("--model_name_or_path outputs/tiny/pretrain", "pretrain"),
         option("--kl_horizon 100", "ppo"),
+        option("--max_steps 0"),
+        option("--save_strategy steps --save_steps -1"),
+        option("--logging_steps 0"),
+        option("--save_total_limit 0"),
+        option("--num_train_epochs 0"),
+        option("--warmup_steps 1.5"),
+        option("--label_smoothing_factor 5"),
+        option("--neftune_noise_alpha -1"),
+        option("--max_grad_norm -1"),
+        option("--learning_rate inf"),
+        option("--seed 4294967296"),
+        option("--dataloader_num_workers -1"),
+        option("--pad_to_multiple_of 0"),
+        option("--use_peft true --lora_dropout 1"),
+        option("--output_dir ~/out"),
+        Case("`--output_dir` of 300 characters", ("--output_dir", "a" * 300)),
+        option(f"--run_name {SECRET} --report_to tensorboard"),
         option("--max_length 4096"),
         option("--max_length 4096", "reward"),
         option("--block_size_tokens 512", "pretrain"),
@@ -197,7 +225,75 @@ CASES = {
         option("--stop_token eos --stop_token_id 2", "ppo"),
         option("--best_of_n_prompt_file no.jsonl", "reward"),
     ],
+    "Settings that a library refuses": [
+        option("--adam_beta1 1.5"),
+        option("--adam_beta2 1"),
+        option("--adam_epsilon=-1e-8"),
+        option("--lr_scheduler_type cosine_with_min_lr"),
+        option('--lr_scheduler_type polynomial --lr_scheduler_kwargs {"lr_end":9}'),
+        option('--lr_scheduler_type polynomial --lr_scheduler_kwargs {"lr_end":-1e-4}'),
+        option('--lr_scheduler_type cosine --lr_scheduler_kwargs {"cycles":2}'),
+        option('--lr_scheduler_type cosine --lr_scheduler_kwargs {"num_cycles":"x"}'),
+        option('--lr_scheduler_type inverse_sqrt --lr_scheduler_kwargs {"timescale":0}'),
+        option("--lr_scheduler_type warmup_stable_decay"),
+        option("--optim sgd --optim_args momentum=-1"),
+        option("--optim sgd --optim_args momentum"),
+        option("--optim sgd --optim_args momentun=0.9"),
+        option("--optim adamw_8bit"),
+        option("--optim galore_adamw --optim_target_modules attn"),
+        option("--report_to wandb"),
+        option("--report_to paper"),
+        option("--use_liger_kernel true"),
+        option("--attn_implementation flash_attention_2"),
+        option("--deepspeed no.json"),
+        option("--bf16 true --fp16 true"),
+        option('--accelerator_config {"splitbatches":true}'),
+        option('--gradient_checkpointing true --gradient_checkpointing_kwargs {"typo":1}'),
+        option("--use_peft true --lora_target_modules typo"),
+        option('--model_init_kwargs {"typo":1}'),
+        option('--model_init_kwargs {"num_hidden_layers":0}'),
+        option('--model_init_kwargs {"use_auth_token":"x"}'),
+        option('--model_init_kwargs {"a":' + "[" * 30 + "]" * 30 + "}"),
+        option("--metric_for_best_model typo --load_best_model_at_end true --eval_strategy steps --save_strategy steps"),
+        option("--adam_beta2 -1", "reward"),
+        option("--optim sgd --optim_args x=1", "reward"),
+        option("--report_to mlflow", "ppo"),
+        option('--lr_scheduler_type cosine --lr_scheduler_kwargs {"a":1}', "ppo"),
+    ],
+    "New models": [
+        *(option(f'--model_config {{"model_type":"llama","hidden_size":8,"num_attention_heads":2,"num_hidden_layers":1,{field}}}', "pretrain") for field in (
+            '"num_hidden_layers":0',
+            '"num_attention_heads":0',
+            '"num_attention_heads":3',
+            '"num_key_value_heads":3',
+            '"head_dim":3',
+            '"hidden_size":-8',
+            '"hidden_size":"8"',
+            '"intermediate_size":1000000000000',
+            '"max_position_embeddings":0',
+            '"hidden_act":"typo"',
+            '"attention_dropout":5.0',
+            '"initializer_range":-1.0',
+            '"rope_parameters":{"typo":1}',
+            '"rope_parameters":{"rope_type":"typo","rope_theta":1.0}',
+            '"rope_parameters":{"rope_type":"linear","rope_theta":1.0,"factor":0.5}',
+        )),
+        option('--model_config {"model_type":"gpt2","n_embd":8,"n_head":2,"n_layer":0}', "pretrain"),
+        option('--model_config {"model_type":"gpt2","n_embd":8,"n_head":2,"n_layer":1,"n_positions":8}', "pretrain"),
+        option('--objective mlm --model_config {"model_type":"bert","hidden_size":8,"num_attention_heads":2,"num_hidden_layers":0}', "pretrain"),
+        option('--objective mlm --model_config {"model_type":"bert","hidden_size":8,"num_attention_heads":3,"num_hidden_layers":1}', "pretrain"),
+        option("--objective mlm --mlm_probability 1.5", "pretrain"),
+    ],
     "Recipe file": [
+        recipe("env: {A=B: x}"),
+        recipe("env: {A: [1]}"),
+        recipe('env: {A: "a\\0b"}'),
+        recipe("env: {RANK: 1}"),
+        recipe(f"env: {{NAME: {SECRET}}}"),
+        recipe("env: {ACCELERATE_MIXED_PRECISION: fp17}"),
+        recipe(f"run_name: run-{SECRET}"),
+        recipe("lr_scheduler_kwargs: {num_cycles: two}"),
+        whole_recipe("a mapping 400 levels deep", b"model_init_kwargs: " + b"{a: " * 400 + b"1" + b"}" * 400),
         recipe("learing_rate: 1"),
         recipe("adam_beta1: [1, 2]"),
         recipe("save_steps: many"),
@@ -285,6 +381,9 @@ CASES = {
         model("tokenizer.json is no JSON", lambda: Path(MODEL, "tokenizer.json").write_text("{")),
         model("a vocabulary that is smaller than the tokenizer's", lambda: _smaller(MODEL)),
         model("another tokenizer's reward model", lambda: _other_tokens(REWARD), "ppo"),
+        model("the output folder is a link to nowhere", lambda: Path("outputs/tiny/sft").symlink_to("nowhere")),
+        model("the output folder is in a link to nowhere", lambda: Path("link").symlink_to("nowhere"), options=("--output_dir", "link/sft")),
+        model("a masked model that is none", lambda: None, "evaluate", EVALUATED),
         model("the model is the output folder", lambda: None, options=("--output_dir", MODEL)),
         model("a tokenizer folder as model", lambda: None, options=("--model_name_or_path", "outputs/tiny/tokenizer")),
         model("a stage that did not finish", lambda: Path(MODEL, "result.json").unlink()),
@@ -356,6 +455,7 @@ class Bench:
         write("data/pretrain.jsonl", [{"text": f"The cow {n} eats grass."} for n in range(8)])
         write("data/pretrain_eval.jsonl", [{"text": "The frog."}])
         write("data/rlhf_prompts.jsonl", [{"prompt": [{**USER, "content": f"Q{n}"}]} for n in range(8)])
+        write("data/minimal_pairs.jsonl", [{"skill": "grammar", "good": "The cow eats.", "bad": "The cow eat."}])
         write("data/eval_prompts.jsonl", [{"prompt": [{**USER, "content": "Q9"}]}])
         pairs = [
             {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [{**ASSISTANT, "content": f"B{n}"}]}
@@ -406,7 +506,7 @@ class Bench:
 
     @contextlib.contextmanager
     def copy(self):
-        before = os.getcwd()
+        before, environment = os.getcwd(), dict(os.environ)
         with tempfile.TemporaryDirectory(dir=self.folder) as place:
             folder = Path(place) / "here"
             shutil.copytree(self.good, folder)
@@ -415,6 +515,8 @@ class Bench:
                 yield folder
             finally:
                 os.chdir(before)
+                os.environ.clear()
+                os.environ.update(environment)
 
     def refusal(self, case: Case) -> str:
         """The one line that a case ends in; nothing that was there before may have changed."""

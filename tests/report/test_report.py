@@ -249,7 +249,19 @@ def test_report_json(tmp_path):
     text = (recipe_dir / "report" / "report.json").read_text(encoding="utf-8")
     report = json.loads(text, parse_constant=refuse)
     assert set(report) == {
-        *("recipe", "passed", "checks", "stages", "comparison", "watch", "versions", "lineage", "stale", "created")
+        *(
+            "recipe",
+            "passed",
+            "checks",
+            "remarks",
+            "stages",
+            "comparison",
+            "watch",
+            "versions",
+            "lineage",
+            "stale",
+            "created",
+        )
     }
     assert report["recipe"] == "tiny"
     assert set(report["stages"]) == set(STAGES)
@@ -531,3 +543,15 @@ def test_rankers_calibration_and_overoptimisation_are_shown(tmp_path):
     assert "&lt;script&gt;" in page
     for title in ("Calibration", "difference of the two ranks", "True score on unseen prompts", "best of n"):
         assert title in page, title
+
+
+def test_different_seeds_are_said(tmp_path):
+    recipe_dir = write_stages(tmp_path / "tiny")
+    assert report_of(recipe_dir)["remarks"] == []
+    path = recipe_dir / "evaluate" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 4}))
+    report = report_of(recipe_dir)
+    assert len(report["remarks"]) == 1 and "different seeds" in report["remarks"][0]
+    assert "seed 4: evaluate" in report["remarks"][0] and "seed 3: " in report["remarks"][0]
+    assert report["remarks"][0] in (recipe_dir / "report" / "report.html").read_text()
+    assert report["remarks"][0] in render_table(report)

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 
 from sandan.core.errors import UserError
-from sandan.reward.metrics import check_disjoint, diagnose
+from sandan.reward.metrics import check_disjoint, diagnose, evaluate_pairs
 from sandan.reward.trainer import GroupedRewardTrainer, GroupedSampler, prompt_weights
 
 
@@ -226,3 +226,16 @@ def test_a_split_that_shares_prompts_is_refused(train, held_out):
 def test_a_split_by_prompt_is_taken():
     check_disjoint([{"prompt": "Q", "chosen": "a"}], [{"prompt": "R", "chosen": "a"}])
     check_disjoint([{"chosen": "a", "rejected": "b"}], [{"chosen": "c", "rejected": "d"}])
+
+
+def test_the_logged_accuracy_is_that_of_the_report_although_batches_are_unequal(tmp_path, tiny_config, tokenizer):
+    rows = [{key: value for key, value in row.items() if key != "margin"} for row in pairs(4)]
+    trainer = trainer_of(rows, tmp_path, tiny_config, tokenizer, per_device_eval_batch_size=6, max_length=64)
+    long = {"prompt_id": "long", "prompt": "Q", "chosen": "a" * 500, "rejected": "b"}
+    held_out = [*rows[:13], long]
+    dataset = trainer._prepare_dataset(Dataset.from_list(held_out), tokenizer, trainer.args, "eval")
+    logged = trainer.evaluate(dataset)
+    measured, _ = evaluate_pairs(trainer.model, tokenizer, held_out, "none", max_length=64)
+    assert logged["eval_accuracy"] == pytest.approx(measured["eval_accuracy"])
+    assert logged["eval_margin"] == pytest.approx(measured["mean_margin"], rel=1e-4, abs=1e-6)
+    assert 0 < measured["eval_accuracy"] < 1

@@ -89,6 +89,7 @@ class Stage:
 
     def __post_init__(self):
         self.folder = StageFolder(self.output_dir)
+        self._has_begun = False
 
     # ---- The folder ----
 
@@ -113,14 +114,13 @@ class Stage:
         """Take the output folder for this run, until [`close`]. Nothing that is in it changes.
 
         Raises:
-            UserError: if the folder holds something that this stage of this recipe did not write, if another run has
-                it, or if an input is of a stage that did not finish.
+            UserError: if the folder holds something that this stage of this recipe did not write, or if another run has
+                it.
         """
         # Only the main process checks: another rank could see a half-created folder.
         if not is_main_process():
             return self
         self.check_owner()
-        self._check_inputs()
         with self._changing_files():
             self.output_dir.mkdir(parents=True, exist_ok=True)
             self.folder.lock()
@@ -141,10 +141,16 @@ class Stage:
 
     def check_owner(self) -> None:
         """Raise [`UserError`] if the output folder holds something that this stage of this recipe did not write."""
-        if self.output_dir.is_file():
-            raise UserError(f"{self.output_dir}: is a file; give another --output_dir")
-        if self.folder.is_free():
-            return
+        with self._changing_files():
+            for folder in (self.output_dir, *self.output_dir.parents):
+                if folder.is_symlink() and not folder.exists():
+                    raise UserError(
+                        f"{folder}: is a link to {folder.readlink()}, which is not there; make that folder"
+                    )
+            if self.output_dir.is_file():
+                raise UserError(f"{self.output_dir}: is a file; give another --output_dir")
+            if self.folder.is_free():
+                return
         found = self.folder.owner()
         if (found.get("recipe"), found.get("stage")) != (self.recipe, self.name):
             holds = f"recipe {found['recipe']!r}, stage {found['stage']!r}" if found else "other files"
@@ -152,12 +158,6 @@ class Stage:
                 f"{self.output_dir}: holds {holds}, not recipe {self.recipe!r}, stage {self.name!r}; "
                 "nothing was changed: give another --output_dir"
             )
-
-    def _check_inputs(self) -> None:
-        """Refuse settings that name a folder of a stage that did not finish, before anything is loaded from it."""
-        for value in self.config.values():
-            if isinstance(value, str) and os.path.isdir(value) and Path(value) != self.output_dir:
-                require_whole(Path(value))
 
     def was_finished(self) -> bool:
         """Return whether the earlier run in this folder finished. Call before [`begin_writing`]."""
@@ -168,11 +168,16 @@ class Stage:
 
         Call it when everything that can fail has been prepared.
         """
+        self._has_begun = True
         if is_main_process():
             with self._changing_files():
                 self.folder.put_away()
                 self._write_recipe()
         return self.output_dir
+
+    def has_begun_writing(self) -> bool:
+        """Return whether everything has been prepared: what goes wrong from here on is no mistake in the settings."""
+        return self._has_begun
 
     def restore(self) -> None:
         """Put the finished stage that this run has put away back in its place, unless this run has finished."""

@@ -12,6 +12,7 @@ from ..core.bootstrap import bootstrap_interval
 from ..core.errors import UserError
 from ..data.chat import prompt_text
 from ..models.checks import positions_of
+from ..models.loading import check_vocabulary, load_masked_lm, load_tokenizer
 from ..models.rendering import Prompt, batched, encode_prompts, pad_rows
 from ..models.sampling import Completion, sample_completions
 from ..models.scoring import score_completions
@@ -217,6 +218,19 @@ def pseudo_log_probs(
         for row, (index, at) in enumerate(batch):
             sums[index] += logits[row, at].float().log_softmax(-1)[rows[index][at]].item()
     return sums
+
+
+def load_masked(path: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load a masked language model and its tokenizer for [`pseudo_log_probs`].
+
+    Raises:
+        UserError: if it is none, or if its tokenizer has no mask token or more tokens than the model.
+    """
+    tokenizer, model = load_tokenizer(path), load_masked_lm(path)
+    if tokenizer.mask_token_id is None:
+        raise UserError(f"{path}: masked_model: no mask token; name a model trained with objective: mlm")
+    check_vocabulary(model.config, tokenizer, path)
+    return model, tokenizer
 
 
 def minimal_pair_accuracy(

@@ -46,13 +46,14 @@ def require_model(path: str | None, stage: Stage, key: str = "model_name_or_path
             raise UserError(
                 f"{path}: {key}: is the output_dir too; the model would be overwritten by its own successor"
             )
+        # First: that its stage did not finish says more than that a file of it is missing.
+        stage.add_input(folder)
         if key.startswith("tokenizer"):
             wanted = ("tokenizer_config.json", "config.json")
         else:
             wanted = ("config.json", "adapter_config.json")
         if not any((folder / name).is_file() for name in wanted):
             raise UserError(f"{path}: {key}: no {wanted[0]} in it; another folder, or its stage did not finish")
-        stage.add_input(folder)
     elif folder.parts[0] == "outputs" or path[0] in "./~" or len(folder.parts) > 2:
         hint = f"; run `make {folder.name} RECIPE={folder.parent.name}` first" if folder.parts[0] == "outputs" else ""
         raise UserError(f"{path}: {key}: no such folder{hint}")

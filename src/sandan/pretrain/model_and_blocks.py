@@ -1,6 +1,7 @@
 """Pretraining: documents cut into fixed-length blocks, a new model, loss in nats per token and in bits per byte."""
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from datasets import Dataset, IterableDataset
-    from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import EvalPrediction, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 # Size of the slices of text or tokens that are processed at once.
@@ -60,6 +61,8 @@ def new_model(args: PretrainArguments, tokenizer: "PreTrainedTokenizerBase", dty
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
+    from ..training.trial import check_memory, check_sizes, try_forward
+
     fields = dict(args.model_config or {})
     causal = args.objective == "clm"
     model_type = fields.pop("model_type", None)
@@ -70,8 +73,12 @@ def new_model(args: PretrainArguments, tokenizer: "PreTrainedTokenizerBase", dty
     unknown = [name for name in fields if not hasattr(known, name)]
     if unknown:
         raise UserError(f"model_config: {', '.join(unknown)}: not a field of {type(known).__name__}")
+    for name, value in fields.items():
+        numbers = all(type(number) in (int, float) for number in (value, getattr(known, name)))
+        if numbers and value < 0 <= getattr(known, name):
+            raise UserError(f"model_config: {name}: {value}: below 0")
     try:
-        config = AutoConfig.for_model(
+        config = _config_without_warnings(
             model_type,
             **{
                 "vocab_size": math.ceil(len(tokenizer) / 64) * 64,
@@ -89,15 +96,43 @@ def new_model(args: PretrainArguments, tokenizer: "PreTrainedTokenizerBase", dty
                 **fields,
             },
         )
-    except (ValueError, StrictDataclassError) as error:
+    except (ValueError, KeyError, StrictDataclassError) as error:
         raise UserError(f"model_config: {model_type}: {' '.join(str(error).split())[:300]}") from None
+    check_sizes(config, "model_config")
     auto_model = AutoModelForCausalLM if causal else AutoModelForMaskedLM
     try:
-        return auto_model.from_config(config, dtype=dtype)
+        check_memory(lambda: auto_model.from_config(config, dtype=dtype), "model_config")
+        model = auto_model.from_config(config, dtype=dtype)
     except ValueError as error:
         raise UserError(
             f"model_config: {model_type} cannot be used with objective {args.objective}: {error}"
         ) from None
+    try_forward(model)
+    return model
+
+
+def _config_without_warnings(model_type: str, **fields: Any) -> "PretrainedConfig":
+    """Make a configuration; a warning about its `rope_parameters` (an unknown key, a factor below 1) is an error.
+
+    Raises:
+        ValueError: with the text of the warning.
+    """
+    from transformers import AutoConfig
+
+    def refuse(record: logging.LogRecord) -> bool:
+        if "`rope_parameters`" in record.getMessage():
+            raise ValueError(record.getMessage())
+        return True
+
+    log = logging.getLogger("transformers.modeling_rope_utils")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    log.addFilter(refuse)
+    try:
+        return AutoConfig.for_model(model_type, **fields)
+    finally:
+        log.removeFilter(refuse)
+        log.setLevel(level)
 
 
 def to_blocks(

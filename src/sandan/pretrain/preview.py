@@ -51,6 +51,8 @@ def size(
     with torch.device("meta"):
         model = new_model(args, tokenizer)
     check_length("block_size_tokens", args.block_size_tokens, model.config, "model_config")
-    if args.objective == "clm" and model.num_parameters() <= PROBED_PARAMETERS:
-        check_direction(new_model(args, tokenizer), "model_config")
+    if model.num_parameters() <= PROBED_PARAMETERS:
+        probed = new_model(args, tokenizer)
+        if args.objective == "clm":
+            check_direction(probed, "model_config")
     return ModelSize(model.num_parameters(), 0, model.config)

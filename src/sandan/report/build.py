@@ -17,7 +17,7 @@ from ..core.files import write_text
 from ..core.stage import RESULT, Stage, read_result
 from ..data.jsonl import read_jsonl
 from ..ppo.diagnosis import findings, is_long_enough
-from .checks import lineage_check, run_checks, stale_inputs
+from .checks import lineage_check, run_checks, seeds_remark, stale_inputs
 from .figures import finite
 from .page import render_html
 from .terminal import render_table
@@ -97,6 +97,7 @@ def build_report(
         "passed": passed,
         "checks": measured + lineage_check(lineage, stale),
         "stages": {name: {key: result[key] for key in kept} for name, result in results.items()},
+        "remarks": [*filter(None, [seeds_remark(results)])],
         "comparison": comparison,
         "watch": [dataclasses.asdict(finding) for finding in findings(ppo_history)]
         if is_long_enough(ppo_history)

@@ -76,3 +76,18 @@ def lineage_check(lineage: dict[str, dict[str, str]], stale: dict[str, list[str]
     changed = [f"{name} used another version of {path}" for name, paths in stale.items() for path in paths]
     detail = "; ".join(changed) if changed else f"sha256 of all {count} results of earlier stages unchanged"
     return [{"name": "lineage", "passed": not changed, "detail": detail}]
+
+
+def seeds_remark(results: dict[str, dict[str, Any]]) -> str | None:
+    """Return a sentence about stages that ran with different seeds; None if all ran with the same.
+
+    Args:
+        results: stage -> its `result.json`.
+    """
+    stages: dict[Any, list[str]] = {}
+    for name, result in results.items():
+        stages.setdefault(result["seed"], []).append(name)
+    if len(stages) < 2:
+        return None
+    found = "; ".join(f"seed {seed}: {', '.join(names)}" for seed, names in stages.items())
+    return f"The stages ran with different seeds, so these figures are not those of one run ({found})."

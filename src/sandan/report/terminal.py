@@ -21,6 +21,7 @@ def render_table(report: dict[str, Any], samples: Sequence[dict[str, Any]] = (),
     text = aligned(lines) + "\n"
     for check in report["checks"]:
         text += f"\n{'ok    ' if check['passed'] else 'FAILED'}  {check['name']}: {check['detail']}"
+    text += "".join(f"\nlook    {remark}" for remark in report["remarks"])
     for sample in samples[:shown]:
         text += "\n\n" + aligned(
             [["prompt", "", _clip(sample["prompt"])]] + [_answer(sample, model) for model in models]

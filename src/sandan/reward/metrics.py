@@ -69,14 +69,25 @@ def pair_metrics(
 
 
 def evaluate_pairs(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[dict[str, Any]], oracle: str
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[dict[str, Any]],
+    oracle: str,
+    max_length: int | None = None,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Score held-out preference rows.
+
+    Args:
+        max_length: the most tokens of a side; longer pairs are left out, as in the evaluations while training.
 
     Returns:
         `tuple`: [`pair_metrics`], with the ceiling if there is an oracle, and [`diagnose`].
     """
     tokens = encode_pairs(tokenizer, rows)
+    lengths = [max(map(len, pair)) for pair in zip(*tokens.values(), strict=True)]
+    kept = [index for index, length in enumerate(lengths) if max_length is None or length <= max_length]
+    rows = [rows[index] for index in kept]
+    tokens = {side: [ids[index] for index in kept] for side, ids in tokens.items()}
     scores = {side: score_rows(model, ids) for side, ids in tokens.items()}
     lengths = {side: list(map(len, ids)) for side, ids in tokens.items()}
     groups = [prompt_id(row) for row in rows]

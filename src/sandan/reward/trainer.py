@@ -148,7 +148,17 @@ class GroupedRewardTrainer(FlatTrainer, RewardTrainer):
             chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
             losses = -torch.nn.functional.logsigmoid(chosen - rejected - pairs.get("margin", 0.0))
             loss = loss + ((weights.to(losses) - 1) * losses).mean()
+        if not self.model.training:
+            self._count_pairs(len(place) // 2)
         return (loss, outputs) if return_outputs else loss
+
+    def _count_pairs(self, pairs: int) -> None:
+        """Let the batch count once for each of its pairs: TRL averages batches, and the last one may be smaller.
+
+        The logged accuracy is then the share of right pairs, as in [`sandan.reward.metrics`].
+        """
+        for name in ("accuracy", "margin"):
+            self._metrics["eval"][name] += self._metrics["eval"][name][-1:] * (pairs - 1)
 
 
 class DistinctRows:

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +17,8 @@ from ..core.stage import RunArguments, Stage, TrainingRunArguments, effective_co
 from ..training.checkpoints import disk_problem
 
 
+# The environment variable that shows where in the program a mistake was found.
+TRACEBACK = "SANDAN_TRACEBACK"
 REPORT = "the traceback below, the command, and the folder's recipe.yaml (SECURITY.md, if it is about security)"
 
 
@@ -70,6 +73,8 @@ def guarded(action: Callable[[], None], interruptible: bool = True) -> None:
         line, code = f"error: {error}", 1
     except UserError as error:
         line, code = f"error: {error}", 2
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
     except Exception as error:
         if (problem := disk_problem(error)) is None:
             logging.getLogger(__name__).error("This is a fault of the program. Please report it: %s", REPORT)
@@ -99,6 +104,10 @@ def _destroy_process_group(together: bool) -> None:
 
 
 def _exit(line: str, code: int) -> NoReturn:
+    """Print the line, below progress bars that are still open, and exit."""
+    bars = sys.modules.get("tqdm")
+    for bar in list(getattr(bars.tqdm, "_instances", ())) if bars else ():
+        bar.close()
     if is_main_process():
         print(line, file=sys.stderr)
     sys.exit(code)
@@ -122,12 +131,17 @@ def _run(
         )
         return
     from .config import StrictParser, split_config_option
+    from .mistakes import preparing
     from .options import refuse_idle
 
     program = Path(main.__code__.co_filename).stem
     parser = StrictParser([*(_load(spec) for spec in dataclass_specs), *([run_options] if is_stage else [])])
     parsed = parser.parse(argv)
     refuse_idle(program, parsed, parser.origins)
+    environment = {"env": parser.environment}
+    origins = parser.origins | ({"env": parser.environment_origin} if parser.environment else {})
+    with preparing(effective_config(parsed) | environment, origins):
+        _try_out(parsed)
     if not is_stage:
         main(*parsed)
         return
@@ -138,7 +152,9 @@ def _run(
         from .dry_run import DryRun
 
         shown = None if preview is None else importlib.import_module(preview)
-        print(DryRun(stage, values, parser.origins, main.__globals__.get("COLUMNS"), shown).report())
+        with preparing(stage.config | environment, origins):
+            report = DryRun(stage, values, parser.origins, main.__globals__.get("COLUMNS"), shown).report()
+        print(report)
         return
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         # Otherwise ZeRO-3 shards models while they are created (it ignores `zero3_init_flag: false`), and the initial
@@ -146,12 +162,24 @@ def _run(
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         unset_hf_deepspeed_config()
-    with stage.opened(), pushed(stage, row(*values) if row else program, values):
+    mistakes = preparing(stage.config | environment, origins, stage.has_begun_writing)
+    with stage.opened(), mistakes, pushed(stage, row(*values) if row else program, values):
         main(*values, stage)
     if is_main_process():
         print(f"{stage.name}: done, see {stage.output_dir}/result.json")
         if stage.next_command():
             print(f"next: {stage.next_command()}")
+
+
+def _try_out(parsed: Sequence[Any]) -> None:
+    """Make what the settings of a training ask for, as far as it needs no model."""
+    for value in parsed:
+        if hasattr(value, "lr_scheduler_type"):
+            from ..training.trial import try_optimizer, try_reports, try_schedule
+
+            try_optimizer(value)
+            try_schedule(value)
+            try_reports(value)
 
 
 def _stage_of(parsed: Sequence[Any], config_path: str | None, given: frozenset[str]) -> Stage:

@@ -5,11 +5,8 @@ name: unknown or misspelt keys, abbreviations, duplicate keys, wrong types, keys
 tokens (which belong in the environment, never in a file or on a command line).
 """
 
-import contextlib
 import dataclasses
 import difflib
-import json
-import math
 import os
 import re
 import sys
@@ -24,7 +21,9 @@ import yaml
 from trl import TrlParser
 
 from ..core.errors import UserError
+from .mistakes import message_of
 from .options import replaced_by_command_line
+from .values import DEEPEST, TOKEN_KEYS, check_environment, check_value, token_message
 
 
 # Keys that recent transformers and trl releases removed or renamed, and their replacement.
@@ -45,7 +44,6 @@ REMOVED_KEYS = {
     "use_mps_device": "nothing (the device is found by itself)",
     "warmup_ratio": "warmup_steps (a value below 1 is a ratio)",
 }
-TOKEN_KEYS = {"hub_token", "token", "hf_token", "push_to_hub_token"}
 
 # Settings that would break what a stage promises: the values that are allowed, and the reason or the alternative.
 REFUSED = {
@@ -59,23 +57,6 @@ REFUSED = {
     "hub_always_push": ((False,), "a stage is pushed once, when it is finished"),
     "hub_strategy": (("end", "every_save"), "a stage is pushed once, when it is finished; checkpoints stay here"),
     "trust_remote_code": ((False,), "no code from the Hub is run; use an architecture of transformers"),
-}
-
-# Smallest sensible value of numbers; the type alone would accept nonsense.
-SMALLEST = {
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "batch_size": 1,
-    "max_length": 1,
-    "max_new_tokens": 1,
-    "annotators": 1,
-    "learning_rate": 0,
-    "num_train_epochs": 0,
-    "temperature": 0,
-    "warmup_steps": 0,
-    "weight_decay": 0,
-    "seed": 0,
 }
 
 
@@ -92,6 +73,9 @@ class StrictParser(TrlParser):
         self.hints: dict[str, Any] = {}
         # Where each given value came from; every key that is not here has its default.
         self.origins: dict[str, str] = {}
+        # The variables of the environment that the recipe sets.
+        self.environment: dict[str, str] = {}
+        self.environment_origin = ""
         for dataclass_type in self.dataclass_types:
             self.hints |= {
                 name: hint
@@ -116,7 +100,7 @@ class StrictParser(TrlParser):
         for argument in arguments:
             key = argument.removeprefix("--").partition("=")[0].replace("-", "_")
             if argument.startswith("--") and key in TOKEN_KEYS:
-                raise UserError(_token_message(f"command line: --{key}"))
+                raise UserError(token_message(f"command line: --{key}"))
             if argument.startswith("--") and argument.partition("=")[0] not in self._option_string_actions:
                 # Checked before argparse complains about a missing option, which may be this one, misspelt.
                 self._unknown("command line", argument.partition("=")[0], prefix="--")
@@ -137,13 +121,15 @@ class StrictParser(TrlParser):
             where = f"{config_path}:{lines[key]}: {key}" if from_file else f"command line: --{key}"
             if from_file or key in given:
                 self.origins[key] = f"{config_path}:{lines[key]}" if from_file else "command line"
-            _check_value(value, key, where)
+            check_value(value, key, where)
             if key in REFUSED and (from_file or key in given) and value not in REFUSED[key][0]:
                 raise UserError(f"{where}: {value}: refused: {REFUSED[key][1]}")
         try:
             return self.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)
-        except (ValueError, TypeError, ImportError) as error:
-            raise UserError(f"{place}: {' '.join(str(error).split())}") from error
+        except UserError:
+            raise
+        except Exception as error:  # nothing but settings is in play here
+            raise UserError(f"{place}: {message_of(error)}") from error
 
     def _given(self, arguments: Sequence[str]) -> set[str]:
         """Return the names of the options on the command line; `--no_x` gives `x`."""
@@ -153,22 +139,20 @@ class StrictParser(TrlParser):
     def _read_config(self, path: str) -> tuple[dict[str, Any], dict[str, int]]:
         values, lines = read_yaml(path)
         environment = values.pop("env", None) or {}
-        if not isinstance(environment, dict):
-            raise UserError(f"{path}:{lines['env']}: env: expected a mapping of NAME: value")
-        for name, value in environment.items():
-            if any(word in str(name).upper() for word in ("TOKEN", "SECRET", "PASSWORD", "API_KEY")):
-                raise UserError(_token_message(f"{path}:{lines['env']}: env: {name}"))
-            os.environ[str(name)] = str(value)
+        check_environment(environment, f"{path}:{lines.get('env')}")
         for key, value in values.items():
             place = f"{path}:{lines[key]}"
             if key in TOKEN_KEYS:
-                raise UserError(_token_message(f"{place}: {key}"))
+                raise UserError(token_message(f"{place}: {key}"))
             if key not in self.hints:
                 self._unknown(place, key)
             values[key] = check_type(value, self.hints[key], f"{place}: {key}")
             choices = next((action.choices for action in self._actions if action.dest == key), None)
             if choices and value is not None and value not in choices:
                 raise UserError(f"{place}: {key}: expected one of {', '.join(map(str, choices))}, found {value!r}")
+        self.environment = {name: str(value) for name, value in environment.items()}
+        self.environment_origin = f"{path}:{lines.get('env')}"
+        os.environ |= self.environment
         return values, lines
 
     def _unknown(self, place: str, key: str, prefix: str = "") -> NoReturn:
@@ -212,7 +196,7 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
             _refuse_duplicates(root, path)
         values = yaml.safe_load(text)
     except RecursionError:
-        raise UserError(f"{path}: not valid YAML: an alias that holds itself") from None
+        raise UserError(f"{path}: nested more than {DEEPEST} levels deep") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -223,13 +207,17 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
     return values, {key.value: key.start_mark.line + 1 for key, _ in root.value}
 
 
-def _refuse_duplicates(node: yaml.Node, path: str | Path, top: bool = True) -> None:
-    """Refuse keys given twice, and top-level keys that are not plain names (numbers, lists, `<<`)."""
+def _refuse_duplicates(node: yaml.Node, path: str | Path, above: tuple[yaml.Node, ...] = ()) -> None:
+    """Refuse keys given twice, top-level keys that are not plain names (numbers, lists, `<<`), and endless depth."""
+    if node in above:
+        raise UserError(f"{path}:{node.start_mark.line + 1}: not valid YAML: an alias that holds itself")
+    if len(above) > DEEPEST:
+        raise UserError(f"{path}:{node.start_mark.line + 1}: nested more than {DEEPEST} levels deep")
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode) or (top and key.tag != "tag:yaml.org,2002:str"):
+            if not isinstance(key, yaml.ScalarNode) or (not above and key.tag != "tag:yaml.org,2002:str"):
                 shown = key.value if isinstance(key, yaml.ScalarNode) else "[...]"
                 raise UserError(f"{path}:{line}: {shown}: not a valid key; expected a plain name")
             if key.value in seen:
@@ -237,7 +225,7 @@ def _refuse_duplicates(node: yaml.Node, path: str | Path, top: bool = True) -> N
             seen[key.value] = line
     children = [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else node.value
     for child in children if isinstance(node, yaml.CollectionNode) else ():
-        _refuse_duplicates(child, path, top=False)
+        _refuse_duplicates(child, path, (*above, node))
 
 
 def check_type(value: Any, hint: Any, place: str) -> Any:
@@ -299,25 +287,6 @@ def _read_numbers(value: Any) -> Any:
     return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value) else value
 
 
-def _check_value(value: Any, key: str, place: str) -> None:
-    """Refuse tokens at any depth of a value, NaN, and numbers below their smallest sensible value."""
-    if isinstance(value, str) and value.startswith("{"):
-        # A mapping on the command line is JSON; the dataclasses parse it later and report its errors.
-        with contextlib.suppress(ValueError):
-            value = json.loads(value)
-    if isinstance(value, (dict, list)):
-        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
-            if name in TOKEN_KEYS and item is not None:
-                raise UserError(_token_message(f"{place}: {name}"))
-            _check_value(item, "", f"{place}: {name}")
-    elif isinstance(value, (int, float)):
-        smallest = SMALLEST.get(key, -math.inf)
-        if math.isnan(value) or value < smallest:
-            raise UserError(
-                f"{place}: expected a number{f', {smallest} or more' if key in SMALLEST else ''}, found {value}"
-            )
-
-
 def _match_dataclass(value: dict[str, Any], hint: type, place: str) -> dict[str, Any]:
     hints = typing.get_type_hints(hint)
     for key in value:
@@ -340,7 +309,3 @@ def _describe(hint: Any) -> str:
     if origin is list:
         return f"a list of {_describe(arguments[0])}"
     return names.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def _token_message(place: str) -> str:
-    return f"{place}: tokens do not belong here (they end up in checkpoints); set HF_TOKEN or run `hf auth login`"

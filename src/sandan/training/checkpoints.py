@@ -136,7 +136,7 @@ def disk_problem(error: BaseException) -> str | None:
         number = int(found[1])
     if number in FULL_DISK | NO_WRITE:
         return os.strerror(number)
-    writer = ("PytorchStreamWriter failed", "inline_container.cc", "file write failed")
+    writer = ("PytorchStreamWriter failed", "inline_container.cc", "file write failed", "iostream error")
     if isinstance(error, RuntimeError) and any(text in str(error) for text in writer):
         return "the file could not be written to its end"
     return None

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +19,7 @@ from ..models.loading import first_line, load_model, model_init_kwargs, quantiza
 from ..models.memory import checkpoint_bytes, model_bytes, readable_bytes
 from .checkpoints import choose, comparable
 from .trainer import on_any_rank
+from .trial import check_sizes
 
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def make_trl_trainer(
     extra = quantization(model_args) | (config.model_init_kwargs or {})
     config.model_init_kwargs = model_init_kwargs(model_args, extra)
     try:
-        return trainer_class(
+        trainer = trainer_class(
             path,
             config,
             train_dataset=datasets[0],
@@ -81,6 +82,8 @@ def make_trl_trainer(
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be trained: {first_line(error)}") from error
+    check_sizes(trainer.model.config, path)
+    return trainer
 
 
 def train(trainer: "ReliableTrainer", stage: Stage) -> "TrainOutput":
@@ -160,7 +163,9 @@ def train_and_save(trainer: "ReliableTrainer", stage: Stage) -> dict[str, float]
         # Model and optimizer are sharded together when training begins, so the first evaluation is made then.
         trainer.args.eval_on_start = True
     elif watched:
-        before = trainer.evaluate()["eval_loss"]
+        measured = trainer.evaluate()
+        _check_best_metric(trainer, measured)
+        before = measured["eval_loss"]
     output = train(trainer, stage)
     metrics = {
         "train_loss": trainer.mean_train_loss(),
@@ -174,6 +179,14 @@ def train_and_save(trainer: "ReliableTrainer", stage: Stage) -> dict[str, float]
             metrics |= {key: value for key, value in trainer.evaluate().items() if not key.endswith(NOT_METRICS)}
             metrics["eval_loss_before"] = before
     return metrics
+
+
+def _check_best_metric(trainer: "ReliableTrainer", measured: Mapping[str, float]) -> None:
+    """Refuse the name of a metric that no evaluation measures; `Trainer` looks for it when it has trained for a while."""
+    name = trainer.args.metric_for_best_model
+    if name is not None and name not in measured and f"eval_{name}" not in measured:
+        names = ", ".join(key.removeprefix("eval_") for key in measured if not key.endswith(NOT_METRICS))
+        raise UserError(f"metric_for_best_model: {name}: not measured here; take one of {names}")
 
 
 @contextlib.contextmanager
