@@ -24,7 +24,7 @@ def main(args, data, stage):
     from sandan.data.jsonl import read_jsonl, write_jsonl
     from sandan.data.loading import load_data
     from sandan.evaluate.comparison import compare, fitting_prompts, log_probs, minimal_pair_accuracy, pseudo_log_probs
-    from sandan.evaluate.judges import function_judges, gold_judge, refuse_known_judge
+    from sandan.evaluate.judges import function_judges, gold_judge, refuse_known_judge, reward_of
     from sandan.models.checks import check_prompts
     from sandan.models.loading import (
         check_same_tokens,
@@ -42,7 +42,7 @@ def main(args, data, stage):
         if path is not None:
             require_model(path, stage, f"{name}_model")
     if args.gold_reward_model:
-        refuse_known_judge(args.gold_reward_model, args.ppo_model, args.reward_model)
+        refuse_known_judge(args.gold_reward_model, (args.reward_model, reward_of(args.ppo_model)))
     tokenizer = load_tokenizer(paths["sft"])
     prompts, held_out = load_data(data, stage, COLUMNS, tokenizer)
     texts = read_jsonl(stage.add_input(args.text_file), columns=[("text",)]) if args.text_file else []

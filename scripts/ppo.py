@@ -40,6 +40,7 @@ def main(config, judge, model_args, data, stage):
     from sandan import PPOTrainer
     from sandan.core.errors import UserError
     from sandan.data.loading import load_data
+    from sandan.evaluate.judges import refuse_known_judge
     from sandan.evaluate.overoptimisation import (
         curve_metrics,
         judged_prompts,
@@ -56,6 +57,8 @@ def main(config, judge, model_args, data, stage):
     reward_path = models.require_model(config.reward_model_path, stage, "reward_model_path")
     tokenizer = models.load_tokenizer(policy_path, model_args.model_revision, padding_side="left")
     models.check_same_tokens(tokenizer, reward_path, "reward_model_path")
+    if judge.true_reward_model_path:
+        refuse_known_judge(judge.true_reward_model_path, [reward_path], "true_reward_model_path")
     train, held_out = load_data(data, stage, COLUMNS, tokenizer)
     # Trained weights are float32: at PPO's learning rates updates of bfloat16 weights are rounded away.
     defaults = {"dtype": model_args.dtype or torch.float32, **models.quantization(model_args)}

@@ -48,6 +48,22 @@ def test_a_judge_that_ppo_knows_is_refused(folders, gold, words):
             refuse_known_judge(str(folders / gold), str(folders / "ppo"), reward_model)
 
 
+@pytest.mark.parametrize(
+    ("split", "is_refused"), [("train", True), ("train[:50%]", True), ("train[50%:]", False), ("test", False)]
+)
+def test_parts_of_a_data_set_of_the_hub_are_told_apart(tmp_path, split, is_refused):
+    for name, part in (("own", "train[:50%]"), ("gold", split)):
+        (tmp_path / name).mkdir()
+        config = {"datasets": [{"path": "someone/pairs", "name": None, "split": part, "data_files": None}]}
+        (tmp_path / name / "result.json").write_text(json.dumps({"config": config, "inputs": {}}))
+    arguments = (str(tmp_path / "gold"), "ppo", str(tmp_path / "own"))
+    if is_refused:
+        with pytest.raises(UserError, match=r"learned from training data \(someone/pairs\)"):
+            refuse_known_judge(*arguments)
+    else:
+        refuse_known_judge(*arguments)
+
+
 def test_a_judge_of_other_pairs_is_taken(folders):
     refuse_known_judge(str(folders / "gold"), str(folders / "ppo"), str(folders / "own"))
     refuse_known_judge("someone/gold", "someone/ppo", "someone/reward")

@@ -1,7 +1,7 @@
 """Judges of the comparison that no stage trained with: a gold reward model, and functions that check answers."""
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,32 +78,38 @@ def _called(function: Callable, call: Callable, name: str) -> Callable[..., list
 # ---- Has training seen it? ----
 
 
-def refuse_known_judge(gold: str, ppo_model: str, reward_model: str | None) -> None:
-    """Refuse a gold reward model that is the one PPO trained with, or learned from the same pairs.
+def reward_of(ppo_model: str) -> str | None:
+    """Return the reward model that a policy of the stage `ppo` was trained with, if its folder says so."""
+    return (read_settings(Path(ppo_model, RESULT)).get("config") or {}).get("reward_model_path")
+
+
+def refuse_known_judge(judge: str, rewards: Iterable[str | None], key: str = "gold_reward_model") -> None:
+    """Refuse a judge that is a reward model that PPO trains with, or learned from the same pairs.
 
     Args:
-        gold, ppo_model: their folders or Hub names; the result of PPO names the reward model that it trained with.
-        reward_model: the recipe's reward model, if the evaluation names one.
+        judge: its folder or Hub name.
+        rewards: those of the reward models of PPO.
+        key: the option that names the judge.
 
     Raises:
         UserError: saying how the two are the same.
     """
-    trained = read_settings(Path(ppo_model, RESULT)).get("config") or {}
-    for path in dict.fromkeys(filter(None, (reward_model, trained.get("reward_model_path")))):
-        if same := _same(gold, path):
+    for reward in dict.fromkeys(filter(None, rewards)):
+        if same := _same(judge, reward):
             raise UserError(
-                f"gold_reward_model: {gold}: {same} of {path}, with which PPO trained, so it is no independent judge; "
-                "train one on other pairs"
+                f"{key}: {judge}: {same} of {reward}, with which PPO trains, so it is no independent judge; train one "
+                "on other pairs"
             )
 
 
-def _same(gold: str, path: str) -> str | None:
-    if gold == path or Path(gold).resolve() == Path(path).resolve():
+def _same(judge: str, path: str) -> str | None:
+    if judge == path or Path(judge).resolve() == Path(path).resolve():
         return "is the folder"
-    if (weights := _weights(gold)) and weights == _weights(path):
+    if (weights := _weights(judge)) and weights == _weights(path):
         return "has the weights"
-    if shared := set(_training_data(gold)) & set(_training_data(path)):
-        return f"learned from training data ({', '.join(sorted(name for _, name in shared))})"
+    own, others = list(_training_data(judge)), list(_training_data(path))
+    if shared := sorted({name for one, name in own for other, _ in others if _overlap(one, other)}):
+        return f"learned from training data ({', '.join(shared)})"
     return None
 
 
@@ -111,15 +117,20 @@ def _weights(path: str) -> list[str]:
     return [sha256(file) for file in sorted(Path(path).glob("*.safetensors"))]
 
 
+def _overlap(one: str, other: str) -> bool:
+    """Return whether two sources share rows; two different parts of a split (`train[:50%]`) are taken as apart."""
+    (whole, _, part), (other_whole, _, other_part) = one.partition("["), other.partition("[")
+    return whole == other_whole and (part == other_part or not (part and other_part))
+
+
 def _training_data(path: str) -> Iterator[tuple[str, str]]:
-    """Yield what a reward model was trained on: (sha256, name of the file), or (name, split) of a Hub data set."""
+    """Yield what a reward model was trained on, and its name: the sha256 of a file, or a data set of the Hub."""
     result = read_settings(Path(path, RESULT))
     config, inputs = result.get("config") or {}, result.get("inputs") or {}
-    sources = list(config.get("datasets") or []) + [{"data_files": config.get("data_files") or []}]
-    for source in sources:
+    for source in [*(config.get("datasets") or []), {"data_files": config.get("data_files")}]:
         files: Any = source.get("data_files") or []
         for file in [files] if isinstance(files, str) else files:
             if digest := inputs.get(str(Path(file))):
                 yield digest, Path(file).name
         if source.get("path") and not files:
-            yield str(source.get("split")), str(source["path"])
+            yield f"{source['path']} {source.get('name')} {source.get('split')}", str(source["path"])
