@@ -7,7 +7,7 @@ from helpers.tiny_ppo import make_classifier, make_policy, make_tokenizer
 
 from sandan.core.errors import UserError
 from sandan.evaluate.comparison import EvaluateArguments, compare
-from sandan.evaluate.judges import Judge, function_judges, gold_judge, refuse_known_judge
+from sandan.evaluate.judges import Judge, function_judges, gold_judge, refuse_known_judge, reward_of
 from sandan.evaluate.overoptimisation import TrueScoreArguments, keep_best_by
 
 
@@ -43,9 +43,10 @@ def folders(tmp_path_factory):
     ],
 )
 def test_a_judge_that_ppo_knows_is_refused(folders, gold, words):
-    for reward_model in (None, str(folders / "own")):
+    assert reward_of(str(folders / "ppo")) == str(folders / "own")
+    for reward_models in ([None, str(folders / "own")], [str(folders / "own")] * 2):
         with pytest.raises(UserError, match=f"^gold_reward_model: .*{words} of .*own, .*train one on other pairs"):
-            refuse_known_judge(str(folders / gold), str(folders / "ppo"), reward_model)
+            refuse_known_judge(str(folders / gold), reward_models)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_parts_of_a_data_set_of_the_hub_are_told_apart(tmp_path, split, is_refus
         (tmp_path / name).mkdir()
         config = {"datasets": [{"path": "someone/pairs", "name": None, "split": part, "data_files": None}]}
         (tmp_path / name / "result.json").write_text(json.dumps({"config": config, "inputs": {}}))
-    arguments = (str(tmp_path / "gold"), "ppo", str(tmp_path / "own"))
+    arguments = (str(tmp_path / "gold"), [str(tmp_path / "own")])
     if is_refused:
         with pytest.raises(UserError, match=r"learned from training data \(someone/pairs\)"):
             refuse_known_judge(*arguments)
@@ -65,8 +66,8 @@ def test_parts_of_a_data_set_of_the_hub_are_told_apart(tmp_path, split, is_refus
 
 
 def test_a_judge_of_other_pairs_is_taken(folders):
-    refuse_known_judge(str(folders / "gold"), str(folders / "ppo"), str(folders / "own"))
-    refuse_known_judge("someone/gold", "someone/ppo", "someone/reward")
+    refuse_known_judge(str(folders / "gold"), [str(folders / "own"), None])
+    refuse_known_judge("someone/gold", ["someone/reward", reward_of("someone/ppo")])
 
 
 @pytest.mark.parametrize(
