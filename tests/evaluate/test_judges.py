@@ -85,6 +85,11 @@ def test_a_function_that_cannot_judge_is_one_line(name, says):
     assert "\n" not in str(caught.value)
 
 
+def test_two_judges_of_one_name_are_refused():
+    with pytest.raises(UserError, match="another judge called too_few"):
+        function_judges([f"{__name__}:too_few"] * 2, ["prompt"])
+
+
 def test_a_comparison_measures_collapse_and_wins(folders):
     tokenizer, models = make_tokenizer(), {"base": make_policy(), "sft": make_policy()}
     models["ppo"] = models["sft"]

@@ -59,7 +59,11 @@ def function_judges(names: Sequence[str], columns: Sequence[str]) -> list[Judge]
             check_columns(function, attribute, columns)
             call = arguments_for(function, attribute)
         except (ImportError, AttributeError, TypeError, ValueError) as error:
-            raise UserError(f"gold_functions: {name}: {error}; expected module:function, importable") from error
+            raise UserError(
+                f"gold_functions: {name}: {error}; expected module:function, in a folder of PYTHONPATH"
+            ) from error
+        if attribute in (GOLD, *(judge.name for judge in judges)):
+            raise UserError(f"gold_functions: {name}: there is another judge called {attribute}; rename the function")
         judges.append(Judge(attribute, _called(function, call, attribute)))
     return judges
 

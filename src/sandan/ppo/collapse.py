@@ -1,7 +1,8 @@
 """Say whether a policy's answers have collapsed, compared with its reference's, whatever any score says.
 
 The same table of rules stops PPO (diagnosis.py) and fails a report (report/checks.py). Its limits are far from what
-healthy runs show: in recipe tiny distinct-2 falls to 0.65 and the entropy to 0.2 of the reference's.
+healthy runs show: in recipe tiny distinct-2 falls to 0.62 and the entropy to 0.3 of SFT's, as most answers are right
+then and there are fewer ways to be right than to be wrong.
 """
 
 import math
@@ -38,7 +39,7 @@ RULES = (
     ),
     Rule(
         "variety", "distinct_2", "distinct pairs of tokens, of all (distinct-2)",
-        "answers to different prompts are made of the same few phrases", low=0.5,
+        "answers to different prompts are made of the same few phrases", low=0.4,
     ),
     Rule(
         "sameness", "commonest_share", "share of prompts that get the most frequent answer",

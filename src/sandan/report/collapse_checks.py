@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core.text import one_line
+from ..evaluate.judges import GOLD
 from ..ppo.collapse import RULES, Verdict, commonest, verdicts
 from ..ppo.formulas import repeated_share
 from .figures import is_number, judges_of
@@ -75,7 +76,7 @@ def judge_checks(sft: Mapping[str, Any], ppo: Mapping[str, Any]) -> list[dict[st
     names = judges_of([ppo])
     won, lost, details = [], [], []
     for name in names:
-        keys = ("win_rate", "win_rate_length_controlled") if name == "gold" else ("win_rate",)
+        keys = ("win_rate", "win_rate_length_controlled") if name == GOLD else ("win_rate",)
         lows, highs = ([ppo.get(f"judge/{name}/{key}_{end}") for key in keys] for end in ("low", "high"))
         if not all(map(is_number, [*lows, *highs])):
             continue
