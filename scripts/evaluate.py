@@ -25,7 +25,7 @@ def main(args, data, stage):
     from sandan.data.loading import load_data
     from sandan.evaluate.comparison import compare, fitting_prompts, log_probs, minimal_pair_accuracy, pseudo_log_probs
     from sandan.evaluate.judges import function_judges, gold_judge, refuse_known_judge, reward_of
-    from sandan.models.checks import check_prompts
+    from sandan.models.checks import check_prompts, config_of
     from sandan.models.loading import (
         check_same_tokens,
         load_causal_lm,
@@ -63,6 +63,8 @@ def main(args, data, stage):
     for name, model in {**models, **({"reward": reward_model} if reward_model else {})}.items():
         path = {**paths, "reward": args.reward_model}[name]
         check_prompts(lengths, args.max_new_tokens, "max_new_tokens", model.config, path, "max_prompt_tokens")
+    if args.gold_reward_model and (found := config_of(args.gold_reward_model)) is not None:
+        check_prompts(lengths, args.max_new_tokens, "max_new_tokens", found, args.gold_reward_model, "max_prompt_tokens")
     comparison, samples = compare(models, tokenizer, rows, args, reward_model, [row["text"] for row in texts], judges)
     metrics = {f"{row['model']}/{key}": value for row in comparison for key, value in row.items() if key != "model"}
     if pairs:

@@ -1,6 +1,6 @@
 """Say whether a policy's answers have collapsed, compared with its reference's, whatever any score says.
 
-The same table of rules stops PPO (diagnosis.py) and fails a report (report/checks.py). Its limits are far from what
+The same table of rules stops PPO (diagnosis.py) and fails a report (report/collapse_checks.py). Its limits are far from what
 healthy runs show: in recipe tiny distinct-2 falls to 0.62 and the entropy to 0.3 of SFT's, as most answers are right
 then and there are fewer ways to be right than to be wrong.
 """
