@@ -64,7 +64,9 @@ def main(args, data, stage):
         path = {**paths, "reward": args.reward_model}[name]
         check_prompts(lengths, args.max_new_tokens, "max_new_tokens", model.config, path, "max_prompt_tokens")
     if args.gold_reward_model and (found := config_of(args.gold_reward_model)) is not None:
-        check_prompts(lengths, args.max_new_tokens, "max_new_tokens", found, args.gold_reward_model, "max_prompt_tokens")
+        check_prompts(
+            lengths, args.max_new_tokens, "max_new_tokens", found, args.gold_reward_model, "max_prompt_tokens"
+        )
     comparison, samples = compare(models, tokenizer, rows, args, reward_model, [row["text"] for row in texts], judges)
     metrics = {f"{row['model']}/{key}": value for row in comparison for key, value in row.items() if key != "model"}
     if pairs:
