@@ -31,7 +31,8 @@ def main(args, data, stage):
         minimal_pair_accuracy,
         pseudo_log_probs,
     )
-    from sandan.models.checks import check_prompts
+    from sandan.evaluate.judges import function_judges, gold_judge, refuse_known_judge, reward_of
+    from sandan.models.checks import check_prompts, config_of
     from sandan.models.loading import (
         check_same_tokens,
         load_causal_lm,
@@ -42,9 +43,12 @@ def main(args, data, stage):
     from sandan.models.rendering import encode_prompts
 
     paths = {name: getattr(args, f"{name}_model") for name in ("base", "sft", "ppo")}
-    for name, path in {**paths, "reward": args.reward_model, "masked": args.masked_model}.items():
+    others = {"reward": args.reward_model, "masked": args.masked_model, "gold_reward": args.gold_reward_model}
+    for name, path in {**paths, **others}.items():
         if path is not None:
             require_model(path, stage, f"{name}_model")
+    if args.gold_reward_model:
+        refuse_known_judge(args.gold_reward_model, (args.reward_model, reward_of(args.ppo_model)))
     tokenizer = load_tokenizer(paths["sft"])
     prompts, held_out = load_data(data, stage, COLUMNS, tokenizer)
     texts = read_jsonl(stage.add_input(args.text_file), columns=[("text",)]) if args.text_file else []
@@ -56,6 +60,9 @@ def main(args, data, stage):
             check_same_tokens(tokenizer, path, f"{name}_model")
     # If the data are split here (held_out_share), only the held-out part is unseen.
     rows = fitting_prompts((held_out or prompts).to_list(), tokenizer, args)
+    judges = function_judges(args.gold_functions or [], list(rows[0]))
+    if args.gold_reward_model:
+        judges.append(gold_judge(args.gold_reward_model, tokenizer))
     models = {name: load_causal_lm(path) for name, path in paths.items()}
     reward_model = load_reward_model(args.reward_model) if args.reward_model else None
     # Loaded before anything is generated, which takes long.
@@ -64,7 +71,11 @@ def main(args, data, stage):
     for name, model in {**models, **({"reward": reward_model} if reward_model else {})}.items():
         path = {**paths, "reward": args.reward_model}[name]
         check_prompts(lengths, args.max_new_tokens, "max_new_tokens", model.config, path, "max_prompt_tokens")
-    comparison, samples = compare(models, tokenizer, rows, args, reward_model, [row["text"] for row in texts])
+    if args.gold_reward_model and (found := config_of(args.gold_reward_model)) is not None:
+        check_prompts(
+            lengths, args.max_new_tokens, "max_new_tokens", found, args.gold_reward_model, "max_prompt_tokens"
+        )
+    comparison, samples = compare(models, tokenizer, rows, args, reward_model, [row["text"] for row in texts], judges)
     metrics = {f"{row['model']}/{key}": value for row in comparison for key, value in row.items() if key != "model"}
     if pairs:
         base = models["base"]

@@ -40,15 +40,25 @@ def main(config, judge, model_args, data, stage):
     from sandan import PPOTrainer
     from sandan.core.errors import UserError
     from sandan.data.loading import load_data
-    from sandan.evaluate.overoptimisation import curve_metrics, judged_prompts, ppo_curve, true_score_function
+    from sandan.evaluate.judges import refuse_known_judge
+    from sandan.evaluate.overoptimisation import (
+        curve_metrics,
+        judged_prompts,
+        keep_best_by,
+        ppo_curve,
+        true_score_function,
+    )
     from sandan.models import checks
     from sandan.models import loading as models
     from sandan.training import train_and_save as training
 
+    keep_best_by(judge, config)
     policy_path = models.require_model(model_args.model_name_or_path or config.sft_model_path, stage)
     reward_path = models.require_model(config.reward_model_path, stage, "reward_model_path")
     tokenizer = models.load_tokenizer(policy_path, model_args.model_revision, padding_side="left")
     models.check_same_tokens(tokenizer, reward_path, "reward_model_path")
+    if judge.true_reward_model_path:
+        refuse_known_judge(judge.true_reward_model_path, [reward_path], "true_reward_model_path")
     train, held_out = load_data(data, stage, COLUMNS, tokenizer)
     # Trained weights are float32: at PPO's learning rates updates of bfloat16 weights are rounded away.
     defaults = {"dtype": model_args.dtype or torch.float32, **models.quantization(model_args)}
@@ -82,6 +92,8 @@ def main(config, judge, model_args, data, stage):
         trainer.add_callback(training.ShortProgress(WATCHED))
     output = training.train(trainer, stage)
     metrics = {"updates": trainer.args.num_total_batches, "dropped_prompts": trainer.dropped_prompts}
+    if trainer.watch.stopped:
+        metrics["stopped_at_step"] = trainer.state.global_step
     with training.saved_first(trainer, stage, trainer.policy_model):
         if held_out is not None:
             measured = trainer.evaluate().items()

@@ -289,8 +289,18 @@ def history(entries=30, **trends):
         ({"objective__kl": (0, 40)}, "kl", False, "score rises .* runs away from its reference"),
         ({"objective__kl": (0, 40), "objective__scores": (0, -1)}, "kl", True, "left its reference"),
         ({"objective__kl": (0, 200)}, "kl", True, "ran away from its reference .* broken_answer_share"),
-        ({"val__response_tokens": (20, 60)}, "length", False, "score rises .* answers get longer"),
-        ({"val__repeated_share": (0, 0.6)}, "repetition", False, "score rises .* repeat themselves"),
+        ({"val__response_tokens": (20, 35)}, "length", False, "score rises .* answers get longer"),
+        ({"val__response_tokens": (20, 60)}, "length", True, "more than twice .* at a score of"),
+        (
+            {"val__response_tokens": (21, 2), "objective__kl": (0, 2)},
+            "length",
+            True,
+            r"less than half .*mean answer length in tokens: 20.* → 2.* \(at least 10.*, at most 4.*length_penalty",
+        ),
+        ({"val__repeated_share": (0, 0.27)}, "repetition", False, "score rises .* repeat themselves"),
+        ({"val__repeated_share": (0, 0.6)}, "repetition", True, "answers repeat themselves, at a score"),
+        ({"val__distinct_2": (0.8, 0.1)}, "variety", True, "same few phrases"),
+        ({"val__commonest_share": (0.01, 0.9)}, "sameness", True, "different prompts get the same answer"),
         ({"val__stopped_share": (0.9, 0.3)}, "endless", False, "answers stop ending"),
         ({"val__stopped_share": (0.9, 0.0)}, "endless", True, "answers stop ending"),
         ({"val__explained_variance": (-0.5, -0.1)}, "critic", False, "critic explains nothing"),
@@ -309,7 +319,14 @@ def test_the_watch_is_silent_on_a_healthy_or_a_young_run():
     assert findings(history(entries=5, objective__kl=(0, 600))) == []
 
 
-def lose_the_policy(entries):
+def test_the_budget_of_the_kl_is_the_users():
+    assert findings(history(objective__kl=(0, 6)), max_kl_nats=6.0) == []
+    (finding,) = findings(history(objective__kl=(0, 6)), max_kl_nats=5.0)
+    assert (finding.kind, finding.collapse) == ("kl_budget", True)
+    assert "max_kl_nats" in finding.text and "(at most 5)" in finding.text
+
+
+def lose_the_policy(entries, max_kl_nats=None):
     bad = len([one for one in entries if "objective/kl" in one]) >= 2
     return [Finding("endless", "answers stop ending", collapse=True)] if bad else []
 
@@ -326,6 +343,27 @@ def test_a_finding_is_logged_once_and_a_collapse_can_stop_the_run(tiny, tmp_path
     with pytest.raises(GateError, match=r"step 4: .*answers stop ending\. .*last checkpoint is .*checkpoint-2"):
         trainer.train()
     assert [path.name for path in (tmp_path / "stopped").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+@pytest.mark.slow
+def test_a_collapse_keeps_the_best_checkpoint_if_there_is_one(tiny, monkeypatch, caplog):
+    monkeypatch.setattr(watch, "findings", lose_the_policy)
+    both = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    trainer = tiny(
+        total_episodes=24,
+        stop_on_collapse=True,
+        load_best_model_at_end=True,
+        metric_for_best_model="objective/scores",
+        learning_rate=5e-2,
+        **both,
+    )
+    trainer.train()
+    assert trainer.watch.stopped and trainer.state.global_step == 4
+    assert "step 4: stopped by stop_on_collapse: answers stop ending. The best checkpoint is kept: " in caplog.text
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    assert [log["step"] for log in trainer.state.log_history if "eval_objective/scores" in log] == [2]
+    best = AutoModelForCausalLM.from_pretrained(trainer.state.best_model_checkpoint)
+    assert_equal_weights(best.state_dict(), trainer.policy_model.state_dict())
 
 
 # ---- Memory ----

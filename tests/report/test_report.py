@@ -181,8 +181,8 @@ def test_overlapping_intervals_are_no_improvement():
 def test_checks_without_an_oracle():
     metrics = {name: found for name, (found, _) in STAGES.items()}
     checks = {check["name"]: check["passed"] for check in run_checks(metrics, comparison_rows(oracle=False))}
-    expected = ["SFT lowers the loss", "reward model above chance", "PPO above SFT", "pre-training learned"]
-    assert checks == dict.fromkeys(expected, True)
+    expected = ["SFT lowers the loss", "reward model above chance", "pre-training learned"]
+    assert checks == dict.fromkeys(expected, True) | {"PPO above SFT": False}, "its own reward model is no judge"
     metrics["reward"] = {"eval_accuracy_low": 0.5}
     checks = {check["name"]: check["passed"] for check in run_checks(metrics, comparison_rows(oracle=False))}
     assert not checks["reward model above chance"]
@@ -200,7 +200,6 @@ def test_missing_figures_list_no_check_and_nothing_checked_is_not_passed(tmp_pat
 def test_missing_stages_are_left_out(tmp_path):
     recipe_dir = write_stages(tmp_path / "people", without=("tokenizer", "pretrain"), oracle=False)
     report = report_of(recipe_dir)
-    assert report["passed"]
     assert list(report["stages"]) == ["sft", "reward", "ppo", "evaluate"]
     page = (recipe_dir / "report" / "report.html").read_text(encoding="utf-8")
     assert "Pre-training, causal" not in page
@@ -294,8 +293,9 @@ def ppo_history(**changes):
 @pytest.mark.parametrize(
     ("changes", "kinds", "words"),
     [
-        ({}, [], ["Nothing stands out in KL, answer length"]),
-        ({"val__response_tokens": (20, 60)}, ["length"], ["the score rises", "answers get longer"]),
+        ({}, [], ["Nothing stands out in KL, answer length, variety"]),
+        ({"val__response_tokens": (20, 36)}, ["length"], ["the score rises", "answers get longer"]),
+        ({"val__response_tokens": (20, 60)}, ["length"], ["<b>Collapsed:</b> answers are less than half or more"]),
         (
             {"objective__kl": (0, 45), "objective__scores": (0, -1)},
             ["kl"],

@@ -17,7 +17,10 @@ from ..models.rendering import Prompt, batched, encode_prompts, pad_rows
 from ..models.sampling import Completion, sample_completions
 from ..models.scoring import score_completions
 from ..models.tokens import document_end, document_start
+from ..ppo.collapse import answer_figures
 from ..world.generate import NEW_COMBINATIONS, PRETRAINING_ONLY
+from .judges import Judge
+from .win_rates import scored, win_rates
 
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 # Group of prompts -> prefix of its oracle scores; prompts without a group count as new combinations.
 GROUP_PREFIXES = {NEW_COMBINATIONS: "oracle", PRETRAINING_ONLY: "oracle_pretraining_only"}
+# A judge's scores of a model's answers, and the lengths of these in tokens.
+Scores = tuple[list[float], list[int]]
 ORACLE_SCORES = ("helpful", "accurate", "safe", "natural")
 
 
@@ -39,6 +44,12 @@ class EvaluateArguments:
     sft_model: str = field(metadata={"help": "The fine-tuned model; KL is measured to it."})
     ppo_model: str = field(metadata={"help": "The model after RLHF."})
     reward_model: str | None = field(default=None, metadata={"help": "Scores every answer, if given."})
+    gold_reward_model: str | None = field(
+        default=None, metadata={"help": "Independent judge: a reward model that no stage trained with."}
+    )
+    gold_functions: list[str] | None = field(
+        default=None, metadata={"help": "Independent judges: functions (prompts, completions), as module:function."}
+    )
     masked_model: str | None = field(default=None, metadata={"help": "Joins the minimal pairs, if given."})
     max_prompts: int | None = field(default=None, metadata={"help": "Use only the first so many prompts."})
     max_prompt_tokens: int | None = field(default=None, metadata={"help": "Leave out longer prompts (counted)."})
@@ -52,8 +63,8 @@ class EvaluateArguments:
 
 def oracle_metrics(
     prompts: Sequence[Prompt], answers: Sequence[str], groups: Sequence[str], judge: Callable[[Any, str], Any]
-) -> tuple[dict[str, float], list[bool]]:
-    """Return mean oracle scores of each group of prompts, and which answers are correct.
+) -> tuple[dict[str, float], list[Any]]:
+    """Return mean oracle scores of each group of prompts, and the judgement of each answer.
 
     `score` and `correct` come with 95% bootstrap intervals.
     """
@@ -68,7 +79,7 @@ def oracle_metrics(
         for name in ("score", "correct"):
             mean, low, high = bootstrap_interval([float(getattr(judgement, name)) for judgement in own])
             metrics |= {f"{prefix}/{name}": mean, f"{prefix}/{name}_low": low, f"{prefix}/{name}_high": high}
-    return metrics, [judgement.correct for judgement in judged]
+    return metrics, judged
 
 
 def compare(
@@ -78,6 +89,7 @@ def compare(
     args: EvaluateArguments,
     reward_model: "PreTrainedModel | None" = None,
     texts: Sequence[str] = (),
+    judges: Sequence[Judge] = (),
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return every model's row of the comparison table, and a table of sample answers.
 
@@ -85,11 +97,14 @@ def compare(
         models: name -> model; the KL is measured to the one named `sft`.
         rows: unseen prompts with `prompt` and optionally `group`.
         texts: held-out documents for bits per byte.
+        judges: independent ones; each model is also compared with the one before it.
     """
     prompts = [row["prompt"] for row in rows]
     groups = [row.get("group", NEW_COMBINATIONS) for row in rows]
     samples = [{"prompt": prompt_text(row["prompt"]), "group": group} for row, group in zip(rows, groups, strict=True)]
-    comparison = []
+    columns = {key: [row.get(key) for row in rows] for key in rows[0] if key != "prompt"}
+    comparison: list[dict[str, Any]] = []
+    before: dict[str, Scores] = {}
     for name, model in models.items():
         answers = [
             answer
@@ -98,16 +113,21 @@ def compare(
             )
         ]
         row: dict[str, Any] = {"model": name}
+        lengths = list(map(token_count, answers))
+        scores = {f"judge/{one.name}": (one.score(prompts, answers, columns), lengths) for one in judges}
         if args.oracle == "world":
             from ..world.oracle import judge
 
-            metrics, correct = oracle_metrics(prompts, [answer.text for answer in answers], groups, judge)
+            metrics, judgements = oracle_metrics(prompts, [answer.text for answer in answers], groups, judge)
             row |= metrics
-            for sample, right in zip(samples, correct, strict=True):
-                sample[f"{name}_correct"] = right
-        row["response_tokens"] = sum(len(answer.token_ids) for answer in answers) / len(answers)
-        row["stopped_share"] = sum(answer.stopped for answer in answers) / len(answers)
-        row["kl_to_sft"] = 0.0 if name == "sft" else kl(model, models["sft"], tokenizer, prompts, answers)
+            for sample, judgement in zip(samples, judgements, strict=True):
+                sample[f"{name}_correct"] = judgement.correct
+            new = [at for at, group in enumerate(groups) if group == NEW_COMBINATIONS]
+            if new:
+                scores["oracle"] = [judgements[at].score for at in new], [token_count(answers[at]) for at in new]
+        row |= answer_metrics(model, models["sft"], tokenizer, prompts, answers, args.temperature)
+        row |= judged_metrics(scores, before)
+        before = scores
         if reward_model is not None:
             row["reward_score"] = sum(score_completions(reward_model, tokenizer, prompts, answers)) / len(answers)
         if texts:
@@ -116,6 +136,48 @@ def compare(
             sample[name] = answer.text
         comparison.append(row)
     return comparison, samples
+
+
+def judged_metrics(scores: dict[str, Scores], before: dict[str, Scores]) -> dict[str, float]:
+    """Return each judge's mean score, and its win rates over the model before, if there is one; by prefix."""
+    found = {}
+    for prefix, (own, lengths) in scores.items():
+        metrics = scored(own)
+        if prefix in before:
+            metrics |= win_rates(own, before[prefix][0], lengths, before[prefix][1])
+        found |= {f"{prefix}/{key}": value for key, value in metrics.items()}
+    return found
+
+
+def answer_metrics(
+    model: "PreTrainedModel",
+    reference: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Prompt],
+    answers: Sequence[Completion],
+    temperature: float,
+) -> dict[str, float]:
+    """Return what a collapse shows in: length, endings, variety, sameness, repetition, KL and entropy of answers.
+
+    `kl_to_sft` is KL(model || reference) in nats per answer, from the samples (k1 estimator). The entropy is the mean of -log p over the tokens of samples at temperature 1; at others there is none.
+    """
+    encoded = encode_prompts(tokenizer, prompts)
+    tokens = sum(map(token_count, answers))
+    metrics = {
+        "response_tokens": tokens / len(answers),
+        "stopped_share": sum(answer.stopped for answer in answers) / len(answers),
+        **answer_figures(list(map(tuple, encoded)), [answer.token_ids for answer in answers]),
+    }
+    rows = [ids + list(answer.token_ids) for ids, answer in zip(encoded, answers, strict=True)]
+    own = sum(log_probs(model, rows, starts := list(map(len, encoded))))
+    other = own if model is reference else sum(log_probs(reference, rows, starts))
+    metrics["kl_to_sft"] = (own - other) / len(rows)
+    return metrics | ({"entropy_per_token": -own / tokens} if temperature == 1 and tokens else {})
+
+
+def token_count(answer: Completion) -> int:
+    """Return the number of an answer's tokens, with the stop token."""
+    return len(answer.token_ids)
 
 
 def fitting_prompts(
@@ -156,21 +218,6 @@ def log_probs(
         for row, index in enumerate(batch):
             sums[index] = token_log_probs[row, max(starts[index] - 1, 0) : len(rows[index]) - 1].sum().item()
     return sums
-
-
-def kl(
-    model: "PreTrainedModel",
-    reference: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[Prompt],
-    answers: Sequence[Completion],
-) -> float:
-    """Estimate KL(model || reference) in nats per answer, from the model's samples at temperature 1 (k1 estimator)."""
-    encoded = encode_prompts(tokenizer, prompts)
-    rows = [ids + list(answer.token_ids) for ids, answer in zip(encoded, answers, strict=True)]
-    starts = list(map(len, encoded))
-    own, other = log_probs(model, rows, starts), log_probs(reference, rows, starts)
-    return (sum(own) - sum(other)) / len(rows)
 
 
 def windows(ids: Sequence[int], size: int) -> Iterator[tuple[Sequence[int], int]]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+    from ..ppo.config import PPOConfig
+
 TRUE_SCORE = "true_score"
 
 
@@ -73,6 +75,23 @@ def true_score_function(
         return score_rows(model, encode_answers(tokenizer, prompts, completions))
 
     return true_score
+
+
+def keep_best_by(args: TrueScoreArguments, config: "PPOConfig") -> None:
+    """Let `load_best_model_at_end` keep the checkpoint that the true score likes best.
+
+    Raises:
+        UserError: if there is no true score and no `metric_for_best_model`, so that nothing says which is best.
+    """
+    # "loss" is the default of TrainingArguments, and PPO's evaluation has no loss.
+    if not config.load_best_model_at_end or config.metric_for_best_model != "loss":
+        return
+    if args.true_score == "none":
+        raise UserError(
+            "load_best_model_at_end: no judge says which checkpoint is best; give true_score (a judge that is not part "
+            "of the reward), or metric_for_best_model"
+        )
+    config.metric_for_best_model, config.greater_is_better = f"eval_rewards/{TRUE_SCORE}", True
 
 
 def ppo_curve(history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:

@@ -248,7 +248,17 @@ class PPOConfig(TrainingArguments):
 
     # Guards
     stop_on_collapse: bool = field(
-        default=False, metadata={"help": "End the run with an error when the policy collapses, before it is saved."}
+        default=False,
+        metadata={
+            "help": "End the run when the policy collapses, before it is saved: with load_best_model_at_end keep the best "
+            "checkpoint so far, else with an error."
+        },
+    )
+    max_kl_nats: float | None = field(
+        default=None,
+        metadata={
+            "help": "Budget: with a KL to the reference above X nats per answer the policy counts as collapsed."
+        },
     )
 
     # Derived: the trainer overwrites given values (TRL scripts read these fields)
@@ -303,6 +313,7 @@ class PPOConfig(TrainingArguments):
             "critic_learning_rate",
             "cliprange_high",
             "importance_cap",
+            "max_kl_nats",
         ):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name}: must be greater than 0 or unset, found {getattr(self, name)}")

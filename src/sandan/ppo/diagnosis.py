@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .collapse import verdicts
+
 
 # Number of entries (updates, or logged means of several) averaged at the start and at the end of the history.
 WINDOW = 3
@@ -21,7 +23,21 @@ MAX_KL_PER_TOKEN = 1.0
 LOST_KL_TO_ENTROPY, LOST_KL_NATS = 3.0, 5.0
 MAX_LENGTH_GROWTH = 1.5
 MAX_REPETITION_GROWTH = 0.2
-MIN_ENTROPY_LEFT, MIN_ENDING_LEFT, FEW_ENDING_LEFT = 0.1, 0.5, 0.1
+MIN_ENDING_LEFT, FEW_ENDING_LEFT = 0.5, 0.1
+# Figure of the rules of a collapse -> its name in the logs.
+LOGGED = {
+    "response_tokens": "val/response_tokens",
+    "distinct_2": "val/distinct_2",
+    "commonest_share": "val/commonest_share",
+    "repeated_share": "val/repeated_share",
+    "entropy_per_token": "policy/entropy_avg",
+    "kl": "objective/kl",
+}
+ADVICE = {
+    "length": "set length_penalty or missing_eos_penalty, train the reward model on pairs of like length, or raise kl_coef",
+    "entropy": "it hardly explores any more; raise kl_coef or entropy_coef, or lower learning_rate",
+    "kl_budget": "raise kl_coef, set target_kl or lower learning_rate",
+}
 
 
 @dataclass(frozen=True)
@@ -39,17 +55,21 @@ class Finding:
     collapse: bool = False
 
 
-def findings(history: Sequence[dict[str, Any]]) -> list[Finding]:
-    """Return the problems at the end of a log history.
+def findings(history: Sequence[dict[str, Any]], max_kl_nats: float | None = None) -> list[Finding]:
+    """Return the problems at the end of a log history, at most one of a kind.
 
     Args:
         history: `trainer.state.log_history` or a part of it; entries of evaluations are ignored.
+        max_kl_nats: the budget of the KL, in nats per answer.
     """
     entries = _entries(history)
     if not is_long_enough(entries):
         return []
     first, last = _Means(entries[:WINDOW]), _Means(entries[-WINDOW:])
-    found = [*_over_optimisation(first, last), *_broken_answers(first, last)]
+    found = list(_collapses(first, last, max_kl_nats))
+    known = {finding.kind for finding in found}
+    signs = [*_over_optimisation(first, last), *_broken_answers(first, last)]
+    found += [finding for finding in signs if finding.kind not in known]
     recent = [entry["val/explained_variance"] for entry in entries[-CRITIC_PATIENCE:]]
     if len(recent) == CRITIC_PATIENCE and max(recent) <= 0:
         found.append(
@@ -82,6 +102,22 @@ class _Means:
         self.score, self.kl, self.tokens = mean("objective/scores"), mean("objective/kl"), mean("val/response_tokens")
         self.repeated, self.stopped = mean("val/repeated_share"), mean("val/stopped_share")
         self.entropy = mean("policy/entropy_avg")
+        logged = set.intersection(*map(set, entries))
+        self.figures = {figure: mean(name) for figure, name in LOGGED.items() if name in logged}
+
+
+def _collapses(first: _Means, last: _Means, max_kl_nats: float | None) -> Iterator[Finding]:
+    """Yield what the rules of a collapse say of the last answers, compared with the first ones, the reference's.
+
+    Lost entropy is only a warning while the score rises: on prompts with one right answer, learning looks the same.
+    """
+    for verdict in verdicts(first.figures, last.figures, max_kl_nats):
+        if verdict.collapsed:
+            kind = verdict.rule.kind
+            advice = ADVICE.get(kind, "raise kl_coef, lower learning_rate, or train the reward model on more pairs")
+            score = f"at a score of {first.score:.3g} to {last.score:.3g}"
+            text = f"{verdict.rule.lost}, {score}: {verdict.text}; {advice}"
+            yield Finding(kind, text, collapse=kind != "entropy" or last.score <= first.score)
 
 
 def _over_optimisation(first: _Means, last: _Means) -> Iterator[Finding]:
@@ -128,19 +164,11 @@ def _over_optimisation(first: _Means, last: _Means) -> Iterator[Finding]:
 
 
 def _broken_answers(first: _Means, last: _Means) -> Iterator[Finding]:
-    """Yield signs that answers no longer end or have lost their variety."""
+    """Yield signs that answers no longer end."""
     if last.stopped < MIN_ENDING_LEFT * first.stopped:
         yield Finding(
             "endless",
             f"answers stop ending: {last.stopped:.0%} have the stop token, at first {first.stopped:.0%}; set "
             "missing_eos_penalty or a longer response_length",
             collapse=last.stopped < FEW_ENDING_LEFT * first.stopped,
-        )
-    if last.entropy < MIN_ENTROPY_LEFT * first.entropy:
-        yield Finding(
-            "entropy",
-            f"the policy's entropy fell from {first.entropy:.2g} to {last.entropy:.2g} nats per token, at a score of "
-            f"{first.score:.3g} to {last.score:.3g}: it hardly explores any more; raise kl_coef or entropy_coef, or "
-            "lower learning_rate",
-            collapse=last.score <= first.score,
         )

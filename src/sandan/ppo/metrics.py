@@ -7,13 +7,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import TrainerState
 
+from .collapse import answer_figures
 from .config import PPOConfig
 from .experience import Experience
-from .formulas import explained_variance, masked_sum, repeated_share
+from .formulas import explained_variance, masked_sum
 from .reduction import OverRanks
 from .rewards import Reward
+from .rollout import INPUT_IDS
 from .vllm_sampler import sampling_difference
 
 
@@ -75,7 +78,12 @@ class UpdateMetrics:
         kl = experience.kl.sum(1)
         mean_kl, non_score = mean(kl), mean(-kl_coef * kl)
         mean_score, stopped = mean(experience.scores), rollout.stopped(self.device)
-        repeated = torch.tensor([repeated_share(answer.token_ids) for answer in rollout.completions])
+        # Different answers can only be counted over all ranks together.
+        asked = [tuple(row[INPUT_IDS]) for row in rollout.rows]
+        pairs = gather_object(
+            [(prompt, answer.token_ids) for prompt, answer in zip(asked, rollout.completions, strict=True)]
+        )
+        figures = answer_figures(*zip(*pairs, strict=True))
         self.current |= {
             "objective/kl": mean_kl,
             "objective/entropy": mean((-experience.logprobs).masked_fill(~mask, 0).sum(1)),
@@ -87,7 +95,7 @@ class UpdateMetrics:
             "val/num_eos_tokens": self.over_ranks.sum(stopped.sum()).item(),
             "val/stopped_share": mean(stopped.float()),
             "val/response_tokens": mean(rollout.lengths(self.device).float()),
-            "val/repeated_share": mean(repeated.to(self.device)),
+            **{f"val/{name}": figure for name, figure in figures.items()},
             "val/explained_variance": explained_variance(
                 experience.values, experience.returns, experience.value_mask, self.over_ranks.sum
             ).item(),

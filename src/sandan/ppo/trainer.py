@@ -318,6 +318,9 @@ class PPOTrainer(GuardedTrainer):
         self._postponed.clear()
         if self.experience is not None:
             self._finish_update()
+        if self.watch.stopped:
+            # A collapsed policy can look best to a judge that it has found a way around.
+            self.control.should_evaluate = self.control.should_save = False
         self.state.epoch = self.state.episode / len(self.train_dataset)
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
@@ -330,7 +333,7 @@ class PPOTrainer(GuardedTrainer):
                 self.kl_coef, metrics["objective/kl"], args.target_kl, args.batch_size, args.kl_horizon
             )
         self.experience = None
-        self.watch.look(metrics, self.state)
+        self.watch.look(metrics, self.state, self.control)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log Trainer's values and, for a training step, also the means of the updates since the last log."""

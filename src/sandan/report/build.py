@@ -56,7 +56,7 @@ def write_report(recipe_dir: Path, stage: Stage) -> dict[str, Any]:
         for name, file in (("preferences", "agreement.json"), ("reward", "diagnostics.json"))
         if (recipe_dir / name / file).is_file()
     }
-    report = build_report(stage.recipe, results, comparison, recipe_dir, histories.get("ppo", []))
+    report = build_report(stage.recipe, results, comparison, recipe_dir, histories.get("ppo", []), samples)
     text = json.dumps(finite(report), indent=1, ensure_ascii=False, allow_nan=False)
     page, table = render_html(report, histories, samples, details), render_table(report, samples)
     written = stage.begin_writing()
@@ -72,6 +72,7 @@ def build_report(
     comparison: list[dict[str, Any]],
     recipe_dir: Path,
     ppo_history: Sequence[dict[str, Any]] = (),
+    samples: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return the content of `report.json`, from each stage's `result.json` and the evaluation's comparison.
 
@@ -81,11 +82,14 @@ def build_report(
         comparison: one row per model.
         recipe_dir: the folder of the stage folders.
         ppo_history: the log history of PPO. `watch` lists the findings in it, or is None if it is too short.
+        samples: prompts with each model's answer.
     """
     kept = ("metrics", "wall_seconds", "device", "seed", "finished")
     lineage = {name: result["inputs"] for name, result in results.items()}
     stale = stale_inputs(lineage, recipe_dir)
-    measured = run_checks({name: result["metrics"] for name, result in results.items()}, comparison)
+    metrics = {name: result["metrics"] for name, result in results.items()}
+    max_kl_nats = results.get("ppo", {}).get("config", {}).get("max_kl_nats")
+    measured = run_checks(metrics, comparison, samples, max_kl_nats)
     # An intact lineage alone says nothing about the models, so at least one check must have been measured.
     passed = bool(measured) and all(check["passed"] for check in measured) and not any(stale.values())
     versions: dict[str, list[str]] = {}
@@ -99,7 +103,7 @@ def build_report(
         "stages": {name: {key: result[key] for key in kept} for name, result in results.items()},
         "remarks": [*filter(None, [seeds_remark(results)])],
         "comparison": comparison,
-        "watch": [dataclasses.asdict(finding) for finding in findings(ppo_history)]
+        "watch": [dataclasses.asdict(finding) for finding in findings(ppo_history, max_kl_nats)]
         if is_long_enough(ppo_history)
         else None,
         "versions": {package: ", ".join(found) for package, found in versions.items()},

@@ -1,19 +1,30 @@
 """The checks that a recipe must pass."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core.files import sha256
 from ..core.stage import RESULT
-from .figures import MODELS, is_number
+from .collapse_checks import collapse_checks, judge_checks
+from .figures import MODELS, is_number, judges_of
 
 
-def run_checks(metrics: dict[str, dict[str, Any]], comparison: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def run_checks(
+    metrics: dict[str, dict[str, Any]],
+    comparison: list[dict[str, Any]],
+    samples: Sequence[Mapping[str, Any]] = (),
+    max_kl_nats: float | None = None,
+) -> list[dict[str, Any]]:
     """Run the checks that a recipe must pass. A check whose figures are missing is not listed.
+
+    Whether PPO is above SFT is said by a judge that training never saw; where there is none, that check fails.
 
     Args:
         metrics: stage -> its metrics.
         comparison: one row per model.
+        samples: prompts with each model's answer, for examples.
+        max_kl_nats: PPO's budget of the KL to SFT, in nats per answer.
 
     Returns:
         `list[dict]`: `name`, `passed` and `detail` (the figures) of each check.
@@ -41,12 +52,12 @@ def run_checks(metrics: dict[str, dict[str, Any]], comparison: list[dict[str, An
         check("SFT lowers the loss", tuned.get("eval_loss"), tuned.get("eval_loss_before"), detail)
         detail = "accuracy on unseen pairs: chance {low} {sign} at least {high} (95% interval)"
         check("reward model above chance", 0.5, reward.get("eval_accuracy_low"), detail)
-        detail = "reward model's score on unseen prompts: SFT {low} {sign} PPO {high}"
-        check("PPO above SFT", sft.get("reward_score"), ppo.get("reward_score"), detail)
     detail = "bits per byte of unseen text: trained {low} {sign} untrained {high}"
     ends = pretrain.get("eval_bits_per_byte"), pretrain.get("untrained_bits_per_byte")
     check("pre-training learned", *ends, detail)
-    return checks
+    if not any(one["name"] == "PPO above SFT" for one in checks) or judges_of([ppo]):
+        checks += judge_checks(sft, ppo)
+    return checks + collapse_checks(sft, ppo, samples, max_kl_nats)
 
 
 def stale_inputs(lineage: dict[str, dict[str, str]], recipe_dir: Path) -> dict[str, list[str]]:

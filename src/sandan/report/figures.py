@@ -1,6 +1,7 @@
 """The figures of a report: their names, their groups and their formatting."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -17,7 +18,13 @@ LABELS = {
     "natural": "natural",
     "reward_score": "reward model's score",
     "kl_to_sft": "KL to SFT (nats per answer)",
+    "win_rate": "preferred to the model before",
+    "win_rate_length_controlled": "the same at equal length",
     "response_tokens": "answer length (tokens)",
+    "distinct_2": "distinct pairs of tokens (distinct-2)",
+    "commonest_share": "prompts with the most frequent answer",
+    "repeated_share": "repeated 3-grams of an answer",
+    "entropy_per_token": "entropy (nats per token)",
     "stopped_share": "answers that end by themselves",
     "bits_per_byte": "bits per byte of unseen text",
     "eval_bits_per_byte": "bits per byte of unseen text",
@@ -44,6 +51,10 @@ LABELS = {
 }
 
 
+# Before the name of an independent judge, in the names of its figures.
+JUDGE = "judge/"
+
+
 GROUPS = {"New combinations": "oracle/", "Pretraining-only facts": "oracle_pretraining_only/"}
 
 
@@ -53,7 +64,10 @@ SCORES = ("helpful", "accurate", "safe", "natural")
 SKILLS = ("grammar", "vocabulary", "common_sense", "context")
 
 
-PERCENTAGES = ("correct", "accuracy", "share", "agreement", "consistency", "bias")
+WINS = ("win_rate", "win_rate_length_controlled")
+
+
+PERCENTAGES = ("correct", "accuracy", "share", "agreement", "consistency", "bias", *WINS)
 
 
 def comparison_table(comparison: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
@@ -65,11 +79,13 @@ def comparison_table(comparison: list[dict[str, Any]]) -> tuple[list[str], list[
     """
     by_model = {row["model"]: row for row in comparison}
     models = [model for model in MODELS if model in by_model]
-    prefixes = tuple(GROUPS.values())
+    judged = {f"Independent judge: {name}": f"{JUDGE}{name}/" for name in judges_of(comparison)}
+    prefixes = (*GROUPS.values(), JUDGE)
     others = [key for key in LABELS if not key.startswith(("eval_", "untrained"))]
     others += [key for key in dict.fromkeys(key for row in comparison for key in row) if key not in LABELS]
     others = [key for key in others if not key.startswith(prefixes) and not key.endswith(("_low", "_high"))]
-    named = [(title, [prefix + name for name in ("correct", "score", *SCORES)]) for title, prefix in GROUPS.items()]
+    names = ("correct", "score", *SCORES, *WINS)
+    named = [(title, [prefix + name for name in names]) for title, prefix in (GROUPS | judged).items()]
     groups = []
     for title, keys in [*named, ("Answers and text", others)]:
         rows = [
@@ -80,6 +96,12 @@ def comparison_table(comparison: list[dict[str, Any]]) -> tuple[list[str], list[
         if rows:
             groups.append({"title": title, "rows": rows})
     return models, groups
+
+
+def judges_of(comparison: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the independent judges with figures in these rows, the oracle aside."""
+    found = {key.split("/")[1] for row in comparison for key in row if key.startswith(JUDGE)}
+    return sorted(found)
 
 
 def _cell(row: dict[str, Any], key: str) -> tuple[str, str]:
@@ -99,7 +121,11 @@ def headline(report: dict[str, Any]) -> dict[str, Any]:
         "oracle/correct": "of the answers to new questions are right in every respect: "
         "helpful, accurate, safe and natural",
         "oracle/score": "mean of four scores of the answers to new questions: helpful, accurate, safe, natural",
-        "reward_score": "is what the reward model gives on average to answers to new questions",
+        **{
+            f"{JUDGE}{name}/score": f"is the mean score of answers to new questions by {name}, whom training never saw"
+            for name in judges_of(report["comparison"])
+        },
+        "reward_score": "is what the reward model, on which PPO was trained, gives on average to answers to new questions",
         "bits_per_byte": "bits per byte of unseen text",
     }
     rows = [row for model in MODELS for row in report["comparison"] if row["model"] == model]
@@ -127,7 +153,9 @@ def headline(report: dict[str, Any]) -> dict[str, Any]:
 
 def label(key: str) -> str:
     """Return the name of a metric for readers."""
-    name = key.partition("/")[2] if key.startswith(tuple(GROUPS.values())) else key
+    name = key.rpartition("/")[2] if key.startswith((*GROUPS.values(), JUDGE)) else key
+    if key.startswith(JUDGE) and name == "score":
+        return "mean score"
     return LABELS.get(name, name.replace("_", " "))
 
 
