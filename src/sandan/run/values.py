@@ -108,7 +108,7 @@ def _json(text: str, place: str) -> Any:
 
 
 def _check_text(text: str, key: str, place: str) -> None:
-    if any(re.search(pattern, text.encode("utf-8", "surrogateescape")) for pattern in SECRETS.values()):
+    if any(re.search(pattern, text) for pattern in SECRETS.values()):
         raise UserError(token_message(place))
     if key in PATHS and text.startswith("~"):
         raise UserError(f"{place}: {text}: `~` is not expanded here; write the whole path, or $HOME in the shell")
