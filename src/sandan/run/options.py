@@ -103,6 +103,12 @@ CONDITIONS = [
         TRAINING,
     ),
     Condition(
+        "load_best_model_at_end",
+        "it needs checkpoints (save_strategy: steps, epoch or best)",
+        lambda s: s.save_strategy != "no",
+        ("save_strategy",),
+    ),
+    Condition(
         "eval_steps",
         "it needs eval data and eval_strategy: steps",
         lambda s: s.is_evaluated() and s.eval_strategy == "steps",
