@@ -18,6 +18,8 @@ ANNOTATOR ?=
 SEEDS ?= 1 2 3
 PYTHON ?= python3
 EXTRAS ?= dev
+# What pins the packages that setup installs.
+CONSTRAINTS ?= constraints.txt
 # Two test files at a time, a core each: the chain, which runs on one, is half of the time.
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -67,10 +69,16 @@ setup: ## Make .venv and install the pinned packages (EXTRAS=dev,gpu adds more)
 	@rm -f $(VENV)/.ready
 	@$(MAKE) --no-print-directory $(VENV)/.ready
 
+.PHONY: setup-oldest
+setup-oldest: ## Make .venv with the oldest versions that setup.cfg allows; `make setup` returns to the pinned ones
+	@mkdir -p $(VENV)
+	@$(PYTHON) tests/helpers/oldest_versions.py > $(VENV)/oldest.txt
+	@$(MAKE) --no-print-directory setup CONSTRAINTS=$(VENV)/oldest.txt
+
 $(VENV)/.ready: setup.cfg constraints.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned packages into $(VENV) (once, about 2 minutes)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable ".[$(EXTRAS)]"
 	@touch $@
 
 ##@ The chain
@@ -158,7 +166,7 @@ style: $(VENV)/.ready ## Format and lint
 
 .PHONY: quality
 quality: $(VENV)/.ready ## Check format, lint, and who imports whom
-	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports --no-logo --no-cache setup.cfg
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports --no-logo --no-cache
 
 .PHONY: test-fast
 test-fast: $(VENV)/.ready ## The tests without the slow ones and the embedded chain

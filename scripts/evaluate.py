@@ -18,21 +18,11 @@ COLUMNS = [("prompt",)]
 
 
 def main(args, data, stage):
-    from functools import partial
-
     from sandan.core.files import write_text
     from sandan.data.jsonl import read_jsonl, write_jsonl
     from sandan.data.loading import load_data
-    from sandan.evaluate.comparison import (
-        compare,
-        fitting_prompts,
-        load_masked,
-        log_probs,
-        minimal_pair_accuracy,
-        pseudo_log_probs,
-    )
+    from sandan.evaluate.comparison import compare, fitting_prompts, load_masked
     from sandan.evaluate.judges import function_judges, gold_judge, refuse_known_judge, reward_of
-    from sandan.models.checks import check_prompts, config_of
     from sandan.models.loading import (
         check_same_tokens,
         load_causal_lm,
@@ -40,7 +30,6 @@ def main(args, data, stage):
         load_tokenizer,
         require_model,
     )
-    from sandan.models.rendering import encode_prompts
 
     paths = {name: getattr(args, f"{name}_model") for name in ("base", "sft", "ppo")}
     others = {"reward": args.reward_model, "masked": args.masked_model, "gold_reward": args.gold_reward_model}
@@ -67,27 +56,42 @@ def main(args, data, stage):
     reward_model = load_reward_model(args.reward_model) if args.reward_model else None
     # Loaded before anything is generated, which takes long.
     masked = load_masked(args.masked_model) if args.masked_model else None
-    lengths = [len(ids) for ids in encode_prompts(tokenizer, [row["prompt"] for row in rows])]
-    for name, model in {**models, **({"reward": reward_model} if reward_model else {})}.items():
-        path = {**paths, "reward": args.reward_model}[name]
-        check_prompts(lengths, args.max_new_tokens, "max_new_tokens", model.config, path, "max_prompt_tokens")
-    if args.gold_reward_model and (found := config_of(args.gold_reward_model)) is not None:
-        check_prompts(
-            lengths, args.max_new_tokens, "max_new_tokens", found, args.gold_reward_model, "max_prompt_tokens"
-        )
+    scorers = [path for path in (args.reward_model, args.gold_reward_model) if path is not None]
+    check_lengths(rows, tokenizer, args, [*paths.values(), *scorers])
     comparison, samples = compare(models, tokenizer, rows, args, reward_model, [row["text"] for row in texts], judges)
     metrics = {f"{row['model']}/{key}": value for row in comparison for key, value in row.items() if key != "model"}
-    if pairs:
-        base = models["base"]
-        accuracy = minimal_pair_accuracy(pairs, tokenizer, lambda ids: log_probs(base, ids, [1] * len(ids)))
-        metrics |= {f"minimal_pairs/clm/{skill}": share for skill, share in accuracy.items()}
-        if masked is not None:
-            accuracy = minimal_pair_accuracy(pairs, tokenizer, partial(pseudo_log_probs, *masked))
-            metrics |= {f"minimal_pairs/mlm/{skill}": share for skill, share in accuracy.items()}
+    metrics |= minimal_pairs(pairs, tokenizer, models["base"], masked)
     folder = stage.begin_writing()
     write_text(folder / "comparison.json", json.dumps(comparison, indent=1, ensure_ascii=False) + "\n")
     write_jsonl(folder / "samples.jsonl", samples)
     stage.finish(metrics, models["sft"].device.type)
+
+
+def check_lengths(rows, tokenizer, args, paths):
+    """Refuse prompts that leave no room for an answer in the positions of one of the models."""
+    from sandan.models.checks import check_prompts, config_of
+    from sandan.models.rendering import encode_prompts
+
+    lengths = [len(ids) for ids in encode_prompts(tokenizer, [row["prompt"] for row in rows])]
+    for path in paths:
+        if (found := config_of(path)) is not None:
+            check_prompts(lengths, args.max_new_tokens, "max_new_tokens", found, path, "max_prompt_tokens")
+
+
+def minimal_pairs(pairs, tokenizer, base, masked):
+    """Return the accuracy on minimal pairs by skill, of the base model and of the masked one if there is one."""
+    from functools import partial
+
+    from sandan.evaluate.comparison import log_probs, minimal_pair_accuracy, pseudo_log_probs
+
+    scorers = {"clm": lambda ids: log_probs(base, ids, [1] * len(ids))}
+    if masked is not None:
+        scorers["mlm"] = partial(pseudo_log_probs, *masked)
+    return {
+        f"minimal_pairs/{kind}/{skill}": accuracy
+        for kind, score in (scorers.items() if pairs else ())
+        for skill, accuracy in minimal_pair_accuracy(pairs, tokenizer, score).items()
+    }
 
 
 if __name__ == "__main__":

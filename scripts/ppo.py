@@ -31,10 +31,7 @@ WATCHED = (
 
 
 def main(config, judge, model_args, data, stage):
-    from pathlib import Path
-
-    import torch
-    from transformers import AutoModelForCausalLM, ProgressCallback
+    from transformers import ProgressCallback
     from trl import get_peft_config
 
     from sandan import PPOTrainer
@@ -48,7 +45,6 @@ def main(config, judge, model_args, data, stage):
         ppo_curve,
         true_score_function,
     )
-    from sandan.models import checks
     from sandan.models import loading as models
     from sandan.training import train_and_save as training
 
@@ -60,16 +56,7 @@ def main(config, judge, model_args, data, stage):
     if judge.true_reward_model_path:
         refuse_known_judge(judge.true_reward_model_path, [reward_path], "true_reward_model_path")
     train, held_out = load_data(data, stage, COLUMNS, tokenizer)
-    # Trained weights are float32: at PPO's learning rates updates of bfloat16 weights are rounded away.
-    defaults = {"dtype": model_args.dtype or torch.float32, **models.quantization(model_args)}
-    policy = models.load_model(AutoModelForCausalLM, policy_path, **models.model_init_kwargs(model_args, defaults))
-    models.check_vocabulary(policy.config, tokenizer, policy_path)
-    checks.check_direction(policy, policy_path)
-    checks.make_savable(policy, policy_path)
-    reward = adapter = Path(reward_path, "adapter")
-    if config.critic_backbone != "adapter" or not adapter.is_dir():
-        reward = models.load_classifier(reward_path, "reward_model_path", dtype=defaults["dtype"])
-        models.check_vocabulary(reward.config, tokenizer, reward_path)
+    policy, reward = load_models(config, model_args, tokenizer, policy_path, reward_path)
     rewards = [reward]
     if judge.true_score != "none":
         held_out = judged_prompts(judge, held_out)
@@ -100,6 +87,29 @@ def main(config, judge, model_args, data, stage):
             metrics |= {key: value for key, value in measured if not key.endswith(training.NOT_METRICS)}
             metrics |= curve_metrics(ppo_curve(trainer.state.log_history))
     stage.finish(summary(trainer.state.log_history, output.metrics["train_runtime"]) | metrics, config.device.type)
+
+
+def load_models(config, model_args, tokenizer, policy_path, reward_path):
+    """Return the policy, and the reward model or the folder of its adapter if that makes the critic."""
+    from pathlib import Path
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from sandan.models import checks
+    from sandan.models import loading as models
+
+    # Trained weights are float32: at PPO's learning rates updates of bfloat16 weights are rounded away.
+    defaults = {"dtype": model_args.dtype or torch.float32, **models.quantization(model_args)}
+    policy = models.load_model(AutoModelForCausalLM, policy_path, **models.model_init_kwargs(model_args, defaults))
+    models.check_vocabulary(policy.config, tokenizer, policy_path)
+    checks.check_direction(policy, policy_path)
+    checks.make_savable(policy, policy_path)
+    reward = adapter = Path(reward_path, "adapter")
+    if config.critic_backbone != "adapter" or not adapter.is_dir():
+        reward = models.load_classifier(reward_path, "reward_model_path", dtype=defaults["dtype"])
+        models.check_vocabulary(reward.config, tokenizer, reward_path)
+    return policy, reward
 
 
 def check_lengths(trainer, paths):

@@ -366,6 +366,14 @@ def test_rights_are_known_before_anything_is_sent(hub, token, wanted):
     assert check_rights("alice/x", huggingface_hub.HfApi(hub.url, token="hf_alice")) == "alice may write to alice/x"
 
 
+def test_without_a_login_the_rights_are_one_line(hub, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", "/nowhere")
+    with pytest.raises(UserError, match="alice/x: nobody is logged in; set HF_TOKEN") as caught:
+        check_rights("alice/x", huggingface_hub.HfApi(hub.url, token=None))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("fault", [500, "drop"])
 @pytest.mark.parametrize("request_", ["PUT /_lfs", "POST .*/commit", "POST .*/preupload", "POST /api/repos/create"])
 def test_a_fault_that_passes_is_waited_out(send, hub, fault, request_):

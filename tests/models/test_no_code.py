@@ -126,7 +126,7 @@ def test_settings_cannot_ask_for_code_or_pickles():
     for name, value in (("trust_remote_code", True), ("use_safetensors", False)):
         with pytest.raises(UserError, match=f"model_init_kwargs: {name}: only"):
             loading.model_init_kwargs(ModelConfig(), {name: value})
-    for name in ("gguf_file", "variant", "adapter_kwargs"):
+    for name in ("gguf_file", "variant", "adapter_kwargs", "allow_all_kernels", "weights_only"):
         with pytest.raises(UserError, match=f"model_init_kwargs: {name}: is not supported"):
             loading.model_init_kwargs(ModelConfig(), {name: "x"})
 

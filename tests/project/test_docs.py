@@ -26,10 +26,14 @@ from sandan.run.config import StrictParser
 DOCUMENTS = [
     "README.md",
     "README.ja.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    ".github/pull_request_template.md",
     "data/README.md",
     "docs/ppo.md",
     "docs/reliability.md",
     "docs/scaling.md",
+    "docs/benchmarks.md",
     "docs/bad_inputs.md",
     "docs/migration.md",
     "docs/own_models_and_data.md",
@@ -174,6 +178,10 @@ def test_every_kind_of_command_is_checked():
 
 
 def test_every_document_is_found():
+    found = [path for pattern in ("*.md", "[!.]*/*.md", "*/*/*.md") for path in ROOT.glob(pattern)]
+    ignored = (".venv", "outputs", ".pytest_cache", ".bench", "annotations")
+    names = {str(path.relative_to(ROOT)) for path in found if path.relative_to(ROOT).parts[0] not in ignored}
+    assert names | {".github/pull_request_template.md"} == set(DOCUMENTS)
     assert {"recipes/tiny/README.md", "recipes/english-small/README.md"} <= set(DOCUMENTS)
     assert {place for place, _ in documented_commands()} >= {f"scripts/{script}.py" for script in SCRIPTS}
 

@@ -151,6 +151,11 @@ def test_wrong_value_on_the_command_line(argv, refusal):
     assert message.startswith("command line: ") and argv[0] in message
 
 
+@pytest.mark.parametrize("argv", [["--max_length", str(2**63)], ["--learning_rate", "1e308"]])
+def test_a_number_with_which_no_library_can_count_is_refused(argv, refusal):
+    assert refusal("", *argv).startswith(f"command line: {argv[0]}: expected a number below 2**53")
+
+
 @pytest.mark.parametrize(
     "text, wanted",
     [

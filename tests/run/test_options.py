@@ -128,6 +128,8 @@ IDLE = [
     ("sft", "lr_scheduler_kwargs: {a: 1}", "lr_scheduler_type"),
     ("sft", "max_steps: 3\nnum_train_epochs: 2", "max_steps"),
     ("sft", "save_strategy: 'no'\nsave_steps: 2", "save_strategy"),
+    ("sft", "held_out_share: 0.1\nsave_strategy: 'no'\nload_best_model_at_end: true", "save_strategy"),
+    ("sft", "activation_offloading: true", "GPU"),
     ("sft", "hub_model_id: a/b", "push_to_hub"),
     ("sft", "report_to: none\nrun_name: a", "report_to"),
     ("sft", "do_eval: true", "not in this stage"),

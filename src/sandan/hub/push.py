@@ -341,11 +341,15 @@ def check_rights(repo_id: str | None, api: "HfApi | None" = None) -> str:
         UserError: if nobody is logged in, or the token may not write there.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import LocalTokenNotFoundError
 
     if not repo_id:
         raise UserError("push_to_hub: needs hub_model_id: OWNER/NAME")
     api, found = api or HfApi(), {}
-    persistently(lambda: found.update(api.whoami()), repo_id)
+    try:
+        persistently(lambda: found.update(api.whoami()), repo_id)
+    except LocalTokenNotFoundError:
+        raise UserError(f"{repo_id}: nobody is logged in; set HF_TOKEN or run `hf auth login`") from None
     owners = [found["name"], *(organization["name"] for organization in found.get("orgs", []))]
     role = found.get("auth", {}).get("accessToken", {}).get("role")
     if repo_id.split("/")[0] not in owners or role == "read":

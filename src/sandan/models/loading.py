@@ -21,7 +21,7 @@ NO_CODE = {"trust_remote_code": False}
 SAFE = {"use_safetensors": True, **NO_CODE}
 # Options of `from_pretrained` that say where a model's files are, and those by which it would read unchecked ones.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-UNCHECKED = ("gguf_file", "variant", "adapter_kwargs")
+UNCHECKED = ("gguf_file", "variant", "adapter_kwargs", "allow_all_kernels", "weights_only")
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 # Settings by which PEFT reads a pickle, loads more adapters, or imports a module that the adapter names.
 ADAPTER_READS = ("prompt_tuning_init_state_dict_path", "adapters", "megatron_config")

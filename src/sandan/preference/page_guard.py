@@ -110,11 +110,9 @@ class PageGuard:
         origin = headers.get("origin")
         if origin is not None and not _is_own(origin, headers.get("host", "")):
             raise HTTPException(403, "sent by another website")
-        if (
-            headers.get("sec-fetch-site") in ("cross-site", "same-site")
-            and headers.get("sec-fetch-mode") != "navigate"
-        ):
-            # Another port of this machine is "same-site". A link from elsewhere ("navigate") may open the page.
+        is_link = headers.get("sec-fetch-mode") == "navigate" and request.url.path == "/"
+        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not is_link:
+            # Another port of this machine is "same-site". A link from elsewhere may open the page, but not log out.
             raise HTTPException(403, "sent by another website")
         if not headers.get("content-length", "0").isdecimal() or int(headers.get("content-length", "0")) > BODY_BYTES:
             raise HTTPException(413, f"larger than {BODY_BYTES:,} bytes")

@@ -37,6 +37,7 @@ PARTS = {
     "torch_call": "pad_to_multiple_of",
     "_prepare_dataset": "dataset_* max_length packing* chat_template_path pad_to_multiple_of",
     "apply_liger_kernel": "use_liger_kernel liger_kernel_config",
+    "get_act_offloading_ctx_manager": "activation_offloading",
 }
 # Exceptions of wrong code, never of a wrong value.
 FAULTS = (NameError, NotImplementedError, AssertionError, AttributeError)

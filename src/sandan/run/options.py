@@ -102,6 +102,13 @@ CONDITIONS = [
         EVAL_DATA,
         TRAINING,
     ),
+    Condition("activation_offloading", "it needs a GPU (use_cpu: false)", lambda s: not s.use_cpu, ("use_cpu",)),
+    Condition(
+        "load_best_model_at_end",
+        "it needs checkpoints (save_strategy: steps, epoch or best)",
+        lambda s: s.save_strategy != "no",
+        ("save_strategy",),
+    ),
     Condition(
         "eval_steps",
         "it needs eval data and eval_strategy: steps",
@@ -432,7 +439,6 @@ ALWAYS = frozenset(
     [
         "accelerator_config",
         "activation_checkpointing",
-        "activation_offloading",
         "allow_repeats",
         "annotator",
         "annotators",

@@ -20,6 +20,8 @@ DEEPEST = 20
 OF_LAUNCHER = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 # Bytes of a file's name, on all usual file systems.
 LONGEST_NAME = 255
+# From here on a number is a typo: libraries cannot count so far, and the size of a float is no longer exact.
+TOO_LARGE = 2**53
 PATHS = ("output_dir", "recipe_dir", "log_file")
 
 
@@ -98,6 +100,8 @@ def check_value(value: Any, key: str, place: str, depth: int = 0) -> None:
         limit = LIMIT_OF.get(key)
         if math.isnan(value) or (limit and not (math.isfinite(value) and limit.holds(value))):
             raise UserError(f"{place}: expected a number{f', {limit.text}' if limit else ''}, found {value}")
+        if limit and value >= TOO_LARGE:
+            raise UserError(f"{place}: expected a number below 2**53, found {value}")
 
 
 def _json(text: str, place: str) -> Any:
