@@ -86,7 +86,9 @@ def main() -> None:
     }
     ratio = found["flat"]["milliseconds"] / found["tree"]["milliseconds"]
     about = {"threads": torch.get_num_threads(), "kernels": torch.backends.cpu.get_cpu_capability()}
-    print(json.dumps({"layouts": found, "flat_to_tree": round(ratio, 2), **about, "torch": torch.__version__}, indent=1))
+    print(
+        json.dumps({"layouts": found, "flat_to_tree": round(ratio, 2), **about, "torch": torch.__version__}, indent=1)
+    )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, Trainin
 
 from sandan.core import signals
 from sandan.core.errors import Interrupted, UserError
+from sandan.core.files import sha256
 from sandan.core.stage import Stage
 from sandan.pretrain.masking import BlockCollator, ReproducibleMasking
 from sandan.run import cli
@@ -182,6 +183,51 @@ def test_an_edited_manifest_is_refused(make, saved, files):
     with pytest.raises(UserError, match=MANIFEST):
         choose(saved, str(folder), make().run_identity(), finished=False, anyway=False)
     assert newest_whole(saved).name == "checkpoint-4"
+
+
+def seal_again(folder, name, content):
+    """Exchange a file, as somebody does who knows the manifest."""
+    content(folder / name)
+    listed(folder, lambda files: files.update({name: entry(folder / name)}))
+
+
+def entry(path):
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
+
+
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("optimizer.pt", {}, "holds something else than this run saves"),
+        ("optimizer.pt", [1], "holds something else than this run saves"),
+        ("scheduler.pt", 3, "holds something else than this run saves"),
+        ("rng_state.pth", {}, "holds something else than this run saves"),
+        ("run_state.json", "[]", "run_state.json is no JSON object"),
+        ("run_state.json", "{", "run_state.json is no JSON object"),
+        ("run_state.json", "{}", "holds something else than this run saves"),
+        ("trainer_state.json", "[]", "trainer_state.json is no JSON object"),
+        ("trainer_state.json", '{"global_step": 99}', "trainer_state.json is of step 99"),
+    ],
+)
+def test_a_file_that_was_exchanged_is_one_line(make, saved, name, content, said):
+    def write(path):
+        if path.suffix == ".json":
+            path.write_text(content)
+        else:
+            torch.save(content, path)
+
+    folder = saved / "checkpoint-4"
+    seal_again(folder, name, write)
+    with pytest.raises(UserError, match=f"checkpoint-4: {said}"):
+        run = make()
+        start = choose(saved, str(folder), run.run_identity(), finished=False, anyway=False)
+        run.train(resume_from_checkpoint=str(start))
+
+
+def test_a_manifest_of_another_step_is_refused(saved):
+    manifest = json.loads((saved / "checkpoint-4" / MANIFEST).read_text())
+    (saved / "checkpoint-4" / MANIFEST).write_text(json.dumps(manifest | {"step": 7}))
+    assert problem_of(saved / "checkpoint-4") == f"{MANIFEST} is of step 7"
 
 
 def test_a_broken_folder_that_is_empty_or_half_made_is_no_checkpoint(saved):

@@ -30,6 +30,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..models.loading import load_tokenizer
 from ..models.tokens import find_stop_tokens, save_stop_tokens
+from ..training.checkpoints import loading
 from ..training.trainer import GuardedTrainer
 from .build_models import build_models
 from .config import PPOConfig
@@ -390,7 +391,8 @@ class PPOTrainer(GuardedTrainer):
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         elif not self.is_deepspeed_enabled:
-            self.models.load(Path(resume_from_checkpoint))
+            with loading(resume_from_checkpoint):
+                self.models.load(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint, self.model)

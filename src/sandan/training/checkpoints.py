@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -172,12 +173,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def problem_of(folder: str | Path) -> str | None:
     """Return why a checkpoint is incomplete or changed, or None.
 
-    Every file of its manifest has the right size and sha256, every file that is there is in the manifest, and nothing
-    that a run cannot resume without is missing from both.
+    Every file of its manifest has the right size and sha256, every file that is there is in the manifest, nothing that
+    a run cannot resume without is missing from both, and all that tell the step tell the same one.
     """
     folder = Path(folder)
     try:
-        files = read_manifest(folder)["files"]
+        manifest = read_manifest(folder)
+        files = manifest["files"]
     except UserError as error:
         return str(error).removeprefix(f"{folder}").lstrip(":/ ")
     for name, expected in files.items():
@@ -196,7 +198,36 @@ def problem_of(folder: str | Path) -> str | None:
     for what, patterns in REQUIRED.items():
         if not any(fnmatch.fnmatchcase(name, pattern) for name in files for pattern in patterns):
             return f"{MANIFEST} lists no {what} ({' or '.join(patterns)})"
+    return _problem_of_states(folder, manifest["step"])
+
+
+def _problem_of_states(folder: Path, step: int) -> str | None:
+    number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    if number and int(number[1]) != step:
+        return f"{MANIFEST} is of step {step}"
+    for path in (folder / "trainer_state.json", folder / "run_state.json", folder / "ppo_state.json"):
+        if not path.is_file():
+            continue
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            if state.get("global_step", step) != step:
+                return f"{path.name} is of step {state['global_step']}"
+        except (ValueError, AttributeError):
+            return f"{path.name} is no JSON object"
     return None
+
+
+@contextmanager
+def loading(folder: str | Path | None) -> Iterator[None]:
+    """Raise [`UserError`] if the files of a checkpoint hold something else than the run saves."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, OSError) as error:
+        found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"{folder}: holds something else than this run saves ({found}); go on from another checkpoint, or start anew "
+            "with --resume never"
+        ) from error
 
 
 def newest_whole(output_dir: str | Path, set_aside: bool = True) -> Path | None:

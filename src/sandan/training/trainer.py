@@ -198,10 +198,19 @@ class ReliableTrainer(Trainer):
         if self.args.should_save:
             Path(output_dir, self.state_file).write_text(json.dumps(state), encoding="utf-8")
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with checkpoints.loading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self._set_run_state(json.loads(Path(checkpoint, self.state_file).read_text(encoding="utf-8")))
+        with checkpoints.loading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is not None:
+                self._set_run_state(json.loads(Path(checkpoint, self.state_file).read_text(encoding="utf-8")))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with checkpoints.loading(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _run_state(self) -> dict[str, Any]:
         """Return the state to restore that Trainer does not save, in JSON types, the same on all ranks."""
