@@ -211,6 +211,7 @@ CASES = {
         option("--judgements_per_prompt 9", "rank"),
         option("--candidates_per_prompt 1", "candidates"),
         option("--vocab_size 100", "tokenizer"),
+        option("--vocab_size 99999999999", "tokenizer"),
         option("--objective rtd", "pretrain"),
         option("--block_size_tokens 1", "pretrain"),
         option('--model_config {"hidden_size":8}', "pretrain"),

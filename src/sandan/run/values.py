@@ -62,6 +62,7 @@ LIMITS = [
         "adam_beta1 adam_beta2 label_smoothing_factor lora_dropout",
     ),
     Limit("above 0 and below 1", lambda number: 0 < number < 1, "mlm_probability"),
+    Limit("from 1 to 2**24", lambda number: 1 <= number <= 2**24, "vocab_size"),
     Limit("0 or more and below 2**32", lambda number: 0 <= number < 2**32, "seed data_seed"),
     Limit(
         "a share below 1, or whole steps",
