@@ -51,6 +51,7 @@ def test_report_passes_and_keeps_its_schema(tiny, report):
     assert report["passed"] is True, report["checks"]
     assert list(report["stages"]) == list(CHAIN[:-1])
     assert not any(report["stale"].values())
+    assert report["remarks"] == []
     assert (tiny / "report" / "report.html").stat().st_size > 10_000
 
 

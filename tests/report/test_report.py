@@ -545,6 +545,25 @@ def test_rankers_calibration_and_overoptimisation_are_shown(tmp_path):
         assert title in page, title
 
 
+def test_the_seeds_of_a_run_to_which_none_was_given_are_no_different_ones(tmp_path):
+    from transformers import TrainingArguments
+
+    recipe_dir = write_stages(tmp_path / "tiny")
+
+    def ran(stage, **changed):
+        path = recipe_dir / stage / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+    own = TrainingArguments.__dataclass_fields__["seed"].default
+    for stage in (folder.name for folder in recipe_dir.iterdir() if (folder / "result.json").is_file()):
+        trains = stage in ("pretrain", "pretrain_mlm", "sft", "reward", "ppo")
+        ran(stage, **({"seed": own, "config": {"learning_rate": 1e-3}} if trains else {"seed": 0}))
+    assert own != 0 and report_of(recipe_dir)["remarks"] == []
+    ran("sft", seed=7)
+    (remark,) = report_of(recipe_dir)["remarks"]
+    assert "seed 7: sft" in remark
+
+
 def test_different_seeds_are_said(tmp_path):
     recipe_dir = write_stages(tmp_path / "tiny")
     assert report_of(recipe_dir)["remarks"] == []

@@ -20,7 +20,7 @@ from ..models.tokens import document_end, document_start
 from ..ppo.collapse import answer_figures
 from ..world.generate import NEW_COMBINATIONS, PRETRAINING_ONLY
 from .judges import Judge
-from .win_rates import scored, win_rates
+from .win_rates import named, win_rates
 
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def oracle_metrics(
         for name in ORACLE_SCORES:
             metrics[f"{prefix}/{name}"] = sum(getattr(judgement, name) for judgement in own) / len(own)
         for name in ("score", "correct"):
-            mean, low, high = bootstrap_interval([float(getattr(judgement, name)) for judgement in own])
-            metrics |= {f"{prefix}/{name}": mean, f"{prefix}/{name}_low": low, f"{prefix}/{name}_high": high}
+            values = [float(getattr(judgement, name)) for judgement in own]
+            metrics |= named(f"{prefix}/{name}", *bootstrap_interval(values))
     return metrics, judged
 
 
@@ -114,7 +114,9 @@ def compare(
         ]
         row: dict[str, Any] = {"model": name}
         lengths = list(map(token_count, answers))
-        scores = {f"judge/{one.name}": (one.score(prompts, answers, columns), lengths) for one in judges}
+        scores = {f"judge/{gold.name}": (gold.score(prompts, answers, columns), lengths) for gold in judges}
+        for prefix, (own, _) in scores.items():
+            row |= named(f"{prefix}/score", *bootstrap_interval(own))
         if args.oracle == "world":
             from ..world.oracle import judge
 
@@ -126,7 +128,7 @@ def compare(
             if new:
                 scores["oracle"] = [judgements[at].score for at in new], [token_count(answers[at]) for at in new]
         row |= answer_metrics(model, models["sft"], tokenizer, prompts, answers, args.temperature)
-        row |= judged_metrics(scores, before)
+        row |= win_metrics(scores, before)
         before = scores
         if reward_model is not None:
             row["reward_score"] = sum(score_completions(reward_model, tokenizer, prompts, answers)) / len(answers)
@@ -138,15 +140,14 @@ def compare(
     return comparison, samples
 
 
-def judged_metrics(scores: dict[str, Scores], before: dict[str, Scores]) -> dict[str, float]:
-    """Return each judge's mean score, and its win rates over the model before, if there is one; by prefix."""
-    found = {}
-    for prefix, (own, lengths) in scores.items():
-        metrics = scored(own)
-        if prefix in before:
-            metrics |= win_rates(own, before[prefix][0], lengths, before[prefix][1])
-        found |= {f"{prefix}/{key}": value for key, value in metrics.items()}
-    return found
+def win_metrics(scores: dict[str, Scores], before: dict[str, Scores]) -> dict[str, float]:
+    """Return each judge's win rates over the model before, if there is one, by prefix."""
+    return {
+        f"{prefix}/{key}": value
+        for prefix, (own, lengths) in scores.items()
+        if prefix in before
+        for key, value in win_rates(own, before[prefix][0], lengths, before[prefix][1]).items()
+    }
 
 
 def answer_metrics(

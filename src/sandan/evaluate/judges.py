@@ -112,7 +112,7 @@ def _same(judge: str, path: str) -> str | None:
     if (weights := _weights(judge)) and weights == _weights(path):
         return "has the weights"
     own, others = list(_training_data(judge)), list(_training_data(path))
-    if shared := sorted({name for one, name in own for other, _ in others if _overlap(one, other)}):
+    if shared := sorted({name for source, name in own for other, _ in others if _overlap(source, other)}):
         return f"learned from training data ({', '.join(shared)})"
     return None
 

@@ -39,15 +39,11 @@ def win_rates(
     counts = np.random.default_rng(0).multinomial(len(wins), np.full(len(wins), 1 / len(wins)), size=RESAMPLES)
     whole = length_controlled_rates(wins, differences, np.ones((1, len(wins))))[0]
     low, high = np.percentile(length_controlled_rates(wins, differences, counts), [2.5, 97.5])
-    return _named("win_rate", *plain) | _named("win_rate_length_controlled", whole, low, high)
+    return named("win_rate", *plain) | named("win_rate_length_controlled", whole, low, high)
 
 
-def scored(scores: Sequence[float]) -> dict[str, float]:
-    """Return the mean score with its 95% interval."""
-    return _named("score", *bootstrap_interval(scores, resamples=RESAMPLES))
-
-
-def _named(name: str, value: float, low: float, high: float) -> dict[str, float]:
+def named(name: str, value: float, low: float, high: float) -> dict[str, float]:
+    """Return a value and the ends of its interval under their names."""
     return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 

@@ -2,8 +2,8 @@
 
 The tokens of all rows are a tree: a token follows its parent, and attends to its ancestors and itself. That is what it
 sees in a row of its own, so hidden states and gradients are the same (tree attention: SpecInfer, arXiv 2305.09781,
-section 4.2). It saves the arithmetic, which is what takes the time on a CPU; the mask is dense, so that the kernels for
-long rows on a GPU, which are faster still, cannot be used.
+section 4.2). It saves arithmetic, which is what takes the time on a CPU. The mask is dense, so the kernels without masks
+that a GPU has for flat rows cannot read it.
 """
 
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ from .formulas import repeated_share
 
 @dataclass(frozen=True)
 class Rule:
-    """A figure of answers that must stay near the reference's: between `low` and `high` times it, plus `growth`.
+    """Bound a figure of a policy's answers by the reference's: from `low` to `high` times that, plus `growth`.
 
     Args:
         kind: the short name of the rule.
@@ -62,7 +62,7 @@ KL_BUDGET = Rule(
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a rule says of a policy. NaN is out of bounds."""
+    """Hold a policy's figure against the bounds of a rule. NaN is out of bounds."""
 
     rule: Rule
     before: float | None
@@ -72,11 +72,12 @@ class Verdict:
 
     @property
     def collapsed(self) -> bool:
+        """Return whether the figure is out of bounds."""
         return not self.low <= self.after <= self.high
 
     @property
     def text(self) -> str:
-        """The figures as text, for example `mean answer length in tokens: 21 → 2 (at least 10.5, at most 42)`."""
+        """Return the figures as text, for example `mean answer length in tokens: 21 → 2 (at least 10.5, at most 42)`."""
         bounds = [f"at least {self.low:.3g}"] if self.low > 0 else []
         bounds += [f"at most {self.high:.3g}"] if self.high < math.inf else []
         start = "" if self.before is None else f"{self.before:.3g} → "
@@ -136,5 +137,5 @@ def commonest(prompts: Sequence[Hashable], answers: Sequence[Hashable]) -> tuple
     asked: dict[Hashable, set[Hashable]] = {}
     for prompt, answer in zip(prompts, answers, strict=True):
         asked.setdefault(answer, set()).add(prompt)
-    answer = max(asked, key=lambda one: len(asked[one]))
+    answer = max(asked, key=lambda given: len(asked[given]))
     return answer, len(asked[answer]) / len(set(prompts))

@@ -55,7 +55,7 @@ def run_checks(
     detail = "bits per byte of unseen text: trained {low} {sign} untrained {high}"
     ends = pretrain.get("eval_bits_per_byte"), pretrain.get("untrained_bits_per_byte")
     check("pre-training learned", *ends, detail)
-    if not any(one["name"] == "PPO above SFT" for one in checks) or judges_of([ppo]):
+    if not any(listed["name"] == "PPO above SFT" for listed in checks) or judges_of([ppo]):
         checks += judge_checks(sft, ppo)
     return checks + collapse_checks(sft, ppo, samples, max_kl_nats)
 
@@ -90,15 +90,18 @@ def lineage_check(lineage: dict[str, dict[str, str]], stale: dict[str, list[str]
 
 
 def seeds_remark(results: dict[str, dict[str, Any]]) -> str | None:
-    """Return a sentence about stages that ran with different seeds; None if all ran with the same.
+    """Return a sentence about stages that ran with different seeds; None if they are those of one run.
+
+    Stages that train are compared among themselves, and the others too: where no seed is given, transformers takes 42
+    and our own stages take 0.
 
     Args:
         results: stage -> its `result.json`.
     """
-    stages: dict[Any, list[str]] = {}
+    stages: dict[tuple[bool, Any], list[str]] = {}
     for name, result in results.items():
-        stages.setdefault(result["seed"], []).append(name)
-    if len(stages) < 2:
+        stages.setdefault(("learning_rate" in result["config"], result["seed"]), []).append(name)
+    if len(stages) == len({trains for trains, _ in stages}):
         return None
-    found = "; ".join(f"seed {seed}: {', '.join(names)}" for seed, names in stages.items())
+    found = "; ".join(f"seed {seed}: {', '.join(names)}" for (_, seed), names in stages.items())
     return f"The stages ran with different seeds, so these figures are not those of one run ({found})."
