@@ -21,6 +21,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from ..core.chain import STAGES
+from ..core.credentials import SECRETS
 from ..core.errors import UserError
 from ..core.stage import RESULT, read_result
 from ..models.loading import CODE_ENTRIES, check_adapter, check_weights, first_line, read_settings
@@ -62,22 +63,6 @@ DATA_FILES = (
 FOLDERS = ("value_model", "ema_policy", "adapter")
 STAYS_HOME = ("training_args.bin", "checkpoint-*", "runs", ".*")
 
-SECRETS = {
-    "a Hugging Face token": r"hf_[A-Za-z0-9]{30,}",
-    "an OpenAI or Anthropic key": r"sk-[A-Za-z0-9_-]{20,}",
-    "an AWS key": r"AKIA[0-9A-Z]{16}",
-    "a GitHub token": r"gh[pousr]_[A-Za-z0-9]{36}",
-    "a Google key": r"AIza[0-9A-Za-z_-]{35}",
-    "a Slack token": r"xox[abprs]-[A-Za-z0-9-]{10,}",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "a URL with a password": r"://[^\s/?#@:\"']*:[^\s/?#@\"']+@",
-    # Parameters of the stores' presigned URLs, and those in which services pass a token; `%26` and `%3D` in a URL's URL.
-    "a signed URL, or one with a token": (
-        r"(?i)(?:[?&;]|%3f|%26)"
-        r"(?:x-(?:amz|goog)-(?:signature|security-token)|signature|sig|(?:access_|auth_)?token|api_?key|password|secret)"
-        r"(?:=|%3d)[^\s&\"'<>]{8,}"
-    ),
-}
 ATTEMPTS, WAIT_SECONDS = 4, 2.0
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.credentials import SECRETS
 from ..core.errors import UserError
-from ..hub.push import SECRETS
 
 
 TOKEN_KEYS = {"hub_token", "token", "hf_token", "push_to_hub_token", "use_auth_token"}
