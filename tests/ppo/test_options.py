@@ -2,13 +2,16 @@
 
 import json
 import os
+import random
 import re
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from helpers import doomed_ppo
 from helpers import tiny_ppo as base
 from helpers.doomed_ppo import MOMENTS, resumable, timeless
@@ -18,7 +21,7 @@ from peft import LoraConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from sandan import PPOConfig
+from sandan import PPOConfig, PPOTrainer
 from sandan.core import signals
 from sandan.core.errors import GateError, Interrupted
 from sandan.models import layer_compilation as compilation
@@ -208,6 +211,43 @@ def test_compiled_layers_of_one_kind_share_what_is_compiled(tiny, monkeypatch):
 
     monkeypatch.setattr(compilation, "BACKEND", "eager")
     assert 0 < graphs(2) == graphs(5)
+
+
+class LengthsFrom(PPOTrainer):
+    """Samples answers of the full length at first, and of all lengths from update `changes_at` on."""
+
+    changes_at = 0
+
+    def sample(self, rows, seed, greedy=False):
+        rollout = super().sample(rows, seed, greedy)
+        rng = random.Random(seed)
+        lengths = [rng.randint(1, 24) if self.state.global_step >= self.changes_at else 24 for _ in rows]
+        completions = [Completion("", tuple(rng.choices(range(3, 64), k=length)), False) for length in lengths]
+        return replace(rollout, completions=completions)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes_at", [0, 1, 6])
+def test_nothing_is_compiled_after_the_second_update_whatever_the_lengths(tiny, monkeypatch, changes_at):
+    """An answer that ended early once cost 40 s on a GPU: the layers were compiled again for another width."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(compilation, "BACKEND", "eager")
+    monkeypatch.setattr(LengthsFrom, "changes_at", changes_at)
+    trainer = tiny(
+        dataset=Dataset.from_dict({"input_ids": [[3 + row % 61] * 10 for row in range(64)]}),
+        model=base.make_policy(max_position_embeddings=128),
+        trainer_class=LengthsFrom,
+        torch_compile=True,
+        response_length=24,
+        total_episodes=80,
+        num_ppo_epochs=1,
+    )
+    graphs = []
+    trainer.add_callback(Recorder(lambda: graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])))
+    trainer.train()
+    assert len(updates(trainer)) == 10
+    assert graphs[0] > 0 and len(set(graphs[1:])) == 1, graphs
 
 
 # ---- Samples and guards ----

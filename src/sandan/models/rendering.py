@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jinja2 import TemplateError
+from torch.nn import functional
 from trl.trainer.utils import pad
 
 from ..core.errors import UserError
@@ -100,12 +101,16 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], tex
 
 
 def pad_rows(
-    rows: Sequence[Sequence[int]], side: Literal["left", "right"] = "left"
+    rows: Sequence[Sequence[int]], side: Literal["left", "right"] = "left", more_columns: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return padded ids and their attention mask, both `(batch, longest)`."""
+    """Return padded ids and their attention mask, both `(batch, longest + more_columns)`."""
     ids = [torch.tensor(row, dtype=torch.long) for row in rows]
     masks = [torch.ones_like(row) for row in ids]
-    return pad(ids, PAD, padding_side=side), pad(masks, 0, padding_side=side)
+    columns = (more_columns, 0) if side == "left" else (0, more_columns)
+    return (
+        functional.pad(pad(ids, PAD, padding_side=side), columns, value=PAD),
+        functional.pad(pad(masks, 0, padding_side=side), columns),
+    )
 
 
 # ---- Prompts with their answers ----

@@ -10,6 +10,7 @@ from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
+from .layer_compilation import is_compiled
 from .rendering import Prompt, batched, encode_prompts, pad_rows
 from .sampling import Completion
 from .score_scale import ScoreScale
@@ -89,8 +90,9 @@ def score_rows(
     scale = ScoreScale.of(getattr(model, "config", None))
     model.eval()
     score_last_tokens(model)
+    more = int(is_compiled(model))
     for batch in batched(sorted(places, key=len), batch_size):
-        ids, mask = (tensor.to(model.device) for tensor in pad_rows(batch, "right"))
+        ids, mask = (tensor.to(model.device) for tensor in pad_rows(batch, "right", more))
         logits = model(input_ids=ids, attention_mask=mask, **options).logits
         for row, score in zip(batch, scale.apply(logits.squeeze(-1).float()).tolist(), strict=True):
             for index in places[row]:

@@ -130,7 +130,7 @@ class Models:
         """Compile the layers of every model. Trainer would compile only the wrapper."""
         accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
         for model in self.all():
-            compile_layers(model)
+            compile_layers(model, dynamic=True)
         if self.adapters is not None:
             self.adapters.backbone.get_input_embeddings().register_forward_hook(
                 # With a gradient at its input, the first layer can share the compiled code of the other layers.

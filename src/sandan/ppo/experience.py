@@ -40,10 +40,10 @@ class Experience:
     weights: torch.Tensor | None = None
 
     def micro_batch(
-        self, indices: Sequence[int], response_length: int, device: torch.device
+        self, indices: Sequence[int], response_length: int, device: torch.device, compiled: bool = False
     ) -> dict[str, torch.Tensor]:
         """Return model inputs of some rows ([`Rollout.tensors`]) and, as `old_...`, the other inputs of their loss."""
-        inputs = self.rollout.tensors(indices, response_length, device)
+        inputs = self.rollout.tensors(indices, response_length, device, compiled)
         rows, width = queued(torch.tensor(indices), device), inputs["responses"].shape[1]
         names = ("logprobs", "values", "advantages", "returns", "policy_mask", "value_mask", "weights")
         names = names[:-1] if self.weights is None else names

@@ -102,9 +102,12 @@ class Rollout:
         return min(max(len(self.completions[index].token_ids) for index in indices) + 1, response_length)
 
     def tensors(
-        self, indices: Sequence[int], response_length: int, device: torch.device
+        self, indices: Sequence[int], response_length: int, device: torch.device, compiled: bool = False
     ) -> dict[str, torch.Tensor | None]:
         """Return the model inputs of some rows, with no more padding than these rows need.
+
+        Args:
+            compiled: the layers are ([`compile_layers`]): one column more, so that there is always padding.
 
         Returns:
             `input_ids` and `attention_mask` `(B, P + T - 1)`, prompts left-padded and responses right-padded (the last
@@ -112,7 +115,9 @@ class Rollout:
             attention can use its fastest kernel.
         """
         width = self.width(indices, response_length)
-        prompt_ids, prompt_mask = pad_rows([self.rows[index][INPUT_IDS] for index in indices])
+        prompt_ids, prompt_mask = pad_rows(
+            [self.rows[index][INPUT_IDS] for index in indices], more_columns=int(compiled)
+        )
         answers = pad_rows([self.completions[index].token_ids for index in indices], "right")
         responses, mask = (torch.nn.functional.pad(tensor, (0, width - tensor.shape[1])) for tensor in answers)
         attention_mask = torch.cat([prompt_mask, mask[:, :-1]], 1)

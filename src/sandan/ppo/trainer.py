@@ -214,7 +214,7 @@ class PPOTrainer(GuardedTrainer):
         self.model.eval()  # `training_step` switches back
         for minibatch in rollout.chunks(torch.arange(total), args.num_mini_batches, args.per_device_train_batch_size):
             for part in minibatch:
-                inputs = rollout.tensors(part, args.response_length, device)
+                inputs = rollout.tensors(part, args.response_length, device, args.torch_compile)
                 rows, width = queued(torch.tensor(part), device), inputs["responses"].shape[1]
                 old.logprobs[rows, :width], _, old.values[rows, :width] = self.model_wrapped(**inputs)
                 with self.null_ref_context() as reference, self.accelerator.autocast():
@@ -234,7 +234,7 @@ class PPOTrainer(GuardedTrainer):
                 masks = (experience.policy_mask[chosen], experience.value_mask[chosen])
                 tokens, value_tokens = self.over_ranks.sum(torch.stack([mask.sum() for mask in masks]))
                 for part in minibatch:
-                    inputs = experience.micro_batch(part, args.response_length, device)
+                    inputs = experience.micro_batch(part, args.response_length, device, args.torch_compile)
                     yield inputs | {"tokens": tokens, "value_tokens": value_tokens}
 
     # ---- 5. An optimizer step ----
