@@ -382,6 +382,7 @@ def test_a_fault_that_passes_is_waited_out(send, hub, fault, request_):
     assert hub.files("alice/tiny-sft")["model.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_push_that_failed_goes_on_where_it_stopped(send, hub):
     hub.fail("PUT /_lfs", "drop", times=40)
     with pytest.raises(UserError, match=r"alice/tiny-base \(2 of 6\): .*run the same command again"):

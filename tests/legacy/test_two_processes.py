@@ -5,6 +5,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 from helpers.scripts import run_on_two_ranks, run_processes
 from helpers.tiny_ppo import make_policy, make_tokenizer
@@ -55,6 +56,7 @@ def two_steps(folder):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_step_of_one(tmp_path):
     for run in (partial(run_processes, [{}], timeout=180), run_on_two_ranks):
         done = run(__file__, tmp_path)

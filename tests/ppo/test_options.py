@@ -227,7 +227,7 @@ class LengthsFrom(PPOTrainer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes_at", [0, 1, 6])
+@pytest.mark.parametrize("changes_at", [1, 4])
 def test_nothing_is_compiled_after_the_second_update_whatever_the_lengths(tiny, monkeypatch, changes_at):
     """An answer that ended early once cost 40 s on a GPU: the layers were compiled again for another width."""
     torch._dynamo.reset()
@@ -240,13 +240,13 @@ def test_nothing_is_compiled_after_the_second_update_whatever_the_lengths(tiny, 
         trainer_class=LengthsFrom,
         torch_compile=True,
         response_length=24,
-        total_episodes=80,
+        total_episodes=56,
         num_ppo_epochs=1,
     )
     graphs = []
     trainer.add_callback(Recorder(lambda: graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])))
     trainer.train()
-    assert len(updates(trainer)) == 10
+    assert len(updates(trainer)) == 7
     assert graphs[0] > 0 and len(set(graphs[1:])) == 1, graphs
 
 

@@ -178,6 +178,7 @@ def test_a_warm_up_leaves_what_policy_and_critic_share(tiny, backbone):
     assert all("value_model" in name or ".critic." in name for name in moved)
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_in_the_warm_up_resumes_exactly(tmp_path):
     whole = resumable(tmp_path / "whole", critic_warmup_updates=2)
     expected = trained(whole)

@@ -362,6 +362,7 @@ def test_padding_side_and_pads_in_the_data_do_not_matter(tiny):  # T24
     assert_equal_weights(*finals)
 
 
+@pytest.mark.slow
 def test_any_pad_id_gives_the_same_losses(tiny):
     logs = []
     for pad in (0, 1, 2, 64):  # T14: 1 is EOS too; the last lies outside the vocabulary
@@ -425,6 +426,7 @@ def test_the_penalty_is_for_answers_without_the_stop_token(tiny):  # T15, T27
             assert log["val/num_eos_tokens"] == 8 * log["val/stopped_share"]
 
 
+@pytest.mark.slow
 def test_whitened_rewards_need_no_eight_rows(tiny):  # T23
     trainer = tiny(whiten_rewards=True, gradient_accumulation_steps=2)
     trainer.train()
@@ -868,6 +870,7 @@ def test_a_critic_copied_from_a_scaled_reward_model_predicts_scaled_scores(tiny)
     assert getattr(trainer.value_model.config, "score_deviation", 1.0) == 1.0
 
 
+@pytest.mark.slow
 def test_a_scaled_run_resumes_exactly(tiny, tmp_path):
     settings = {"total_episodes": 32, "save_strategy": "steps", "save_steps": 4, "reward": scaled_classifier()}
     whole = tiny(output_dir=str(tmp_path / "whole"), **settings)

@@ -109,6 +109,7 @@ def post(address, body, path=COMPONENT, leave_out=(), **changed):
     return answer.status, answer.read().decode()
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 def test_another_website_writes_nothing_and_the_page_goes_on(served, open_page, elsewhere, host):
@@ -253,6 +254,7 @@ def test_a_language_that_is_none_is_the_browsers(served, open_page, name):
     page.get_by_role("button", name="送信").wait_for()
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_second_tab_is_told_that_the_first_has_decided(served, open_page):
     host, log_path = served

@@ -110,6 +110,7 @@ def essence(event):
 # ----------------------------------------------------------------------------------------------------------- browser
 
 
+@pytest.mark.slow
 @needs_browser
 def test_twenty_items_by_keyboard_alone(server, open_page, log_path):
     page = open_page(server.address("keyboard"))
@@ -147,6 +148,7 @@ def test_twenty_items_by_keyboard_alone(server, open_page, log_path):
     assert "0.123456" not in seen
 
 
+@pytest.mark.slow
 @needs_browser
 def test_five_items_by_touch_at_360_pixels(server, open_page, log_path):
     page = open_page(server.address("touch"), viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
@@ -205,6 +207,7 @@ def test_undo_skip_and_reload(server, open_page, log_path):
     assert stands["ranks"] == competition_ranks([2, *[1] * (len(first) - 1)])
 
 
+@pytest.mark.slow
 @needs_browser
 def test_two_annotators_at_once(server, open_page, log_path):
     pages = {name: open_page(server.address(name)) for name in ("aki", "ken")}
@@ -243,6 +246,7 @@ def test_japanese_dark_and_help(server, open_page):
     assert names == [], "every control has a name for screen readers"
 
 
+@pytest.mark.slow
 @needs_browser
 def test_kill_in_mid_ranking_loses_nothing(server, open_page, log_path):
     page = open_page(server.address("killed"))
@@ -333,6 +337,7 @@ def test_random_text_is_shown_and_stored_as_it_is(serve_here, open_page):
     assert stored == {row["prompt"]: sorted(row["candidates"]) for row in rows}
 
 
+@pytest.mark.slow
 @needs_browser
 def test_without_a_name_the_page_asks(serve_here, open_page):
     address, log_path = serve_here([{"prompt": "Q", "candidates": ["a", "b"]}], annotator=None)

@@ -90,7 +90,7 @@ def test_one_process(tmp_path, expected, settings):
 
 def on_two_processes(folder):
     whole = {"per_device_train_batch_size": 2}
-    shared = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "dataloader_num_workers": 2}
+    shared = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
     return {
         "whole": rows_of_steps(folder / "whole", **whole),
         "shared": rows_of_steps(folder / "shared", **shared),

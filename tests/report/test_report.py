@@ -470,6 +470,7 @@ def test_headline_falls_back_to_what_there_is():
 # ----------------------------------------------------------------------------------------------------------- script
 
 
+@pytest.mark.slow
 def test_script_passes(tmp_path):
     recipe_dir = write_stages(tmp_path / "tiny")
     done = run_report(recipe_dir, tmp_path)
