@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..core.chain import STAGES, StageRow
 from ..core.errors import UserError
-from ..core.places import HOME, shown
+from ..core.places import HOME, here_or_embedded, shown
 from .names import nearest
 
 
@@ -56,7 +56,7 @@ class Recipe:
         """Return the files and folders outside `outputs/` that the stage's YAML file names and that are there."""
         lines = self.file(stage).read_text(encoding="utf-8").splitlines()
         words = [word for line in lines for word in re.split(r"[\s\[\]{},:\"']+", line.partition("#")[0])]
-        paths = [Path(word) for word in words if "/" in word or "." in word]
+        paths = [here_or_embedded(word) for word in words if "/" in word or "." in word]
         return [path for path in paths if path.parts[:1] != ("outputs",) and path.parts and path.exists()]
 
     def description(self) -> str:
