@@ -40,7 +40,7 @@ help: ## List the targets
 
 .PHONY: demo
 demo: $(VENV)/.ready ## Set up, run the whole chain on the embedded data, print the table (2 cores, no network)
-	+@$(SANDAN) demo --launch $(LAUNCH) $(if $(SEED),--seed $(SEED)) $(PLAN)
+	+@$(SANDAN) demo --launch $(LAUNCH) $(if $(SEED),--seed $(SEED)) $(PLAN) $(ARGS)
 
 .PHONY: test
 test: $(VENV)/.ready quality ## Set up, check the style, run every test but those of test-launch, the embedded chain included

@@ -153,6 +153,21 @@ def test_a_file_named_in_the_recipe_reruns_its_stage(checkout, sandan):
     assert len(sandan("tokenizer", "--recipe", "mine", "--plan")[1].splitlines()) == 1
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_completes_stages_and_options(sandan, shell):
+    pytest.importorskip("shtab")
+    code, out, _ = sandan("completion", shell)
+    assert code == 0
+    assert all(word in out for word in ("pretrain_mlm", "--launch", "--annotator"))
+
+
+def test_completion_without_its_package_says_what_to_install(sandan, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    code, _, err = sandan("completion", "bash")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "pip install shtab" in err
+
+
 def test_push_hands_its_options_to_the_script(checkout, sandan):
     _, out, _ = sandan("push", "--hub_id", "alice/tiny", "--public", "true", "--plan")
     assert out.endswith("scripts/push.py --recipe_dir outputs/tiny --hub_id alice/tiny --public true\n")

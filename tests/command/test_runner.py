@@ -184,6 +184,33 @@ def test_stages_are_forked_from_a_process_with_the_heavy_imports(checkout):
     assert all_ended(process.pid)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0, 1])
+def test_ctrl_c_during_the_heavy_imports_stops_the_chain(checkout, seconds):
+    for recipe in (checkout / "recipes" / "toy").glob("*.yaml"):
+        recipe.write_text("seed: 0\n")
+    process = start(checkout)
+    while "toy: tokenizer" not in process.stdout.readline():
+        assert process.poll() is None
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in out and not finished(checkout)
+    assert all_ended(process.pid)
+
+
+def test_a_program_that_ends_well_on_ctrl_c_is_done(checkout):
+    """The ranking page ends like this."""
+    (checkout / "tokenizer.do").write_text("signal.signal(signal.SIGINT, lambda *_: sys.exit()); wait_for('never')")
+    process = start(checkout, "tokenizer")
+    wait_for(checkout / "tokenizer.began")
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
 def test_a_user_s_number_of_threads_is_never_exceeded(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert [threads_of_a_stage(cores) for cores in (1, 2, 8)] == [1, 1, 4]

@@ -4,6 +4,8 @@ Nothing but the standard library is imported until a stage starts, so `--help` a
 """
 
 import os
+import shlex
+import signal
 import sys
 import time
 from argparse import Namespace
@@ -25,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
     sys.exit(code)
 
 
@@ -153,7 +157,7 @@ def completion(args: Namespace, options: list[str]) -> int:
 def run_program(command: tuple[str, ...], only_plan: bool) -> int:
     """Become the program, or print its command if only the plan is wanted."""
     if only_plan:
-        print(Job("", "", command))
+        print(shlex.join(command))
         return 0
     sys.stdout.flush()
     os.execv(command[0], command)

@@ -133,7 +133,7 @@ def make_job(
         needs,
         request.recipe.output_dir(row.name).with_name(f"{row.name}.log"),
         # Variables that a recipe sets would come after the imports that read them.
-        python=on_cpu and not re.search(r"^env:", recipe_file.read_text(encoding="utf-8"), re.MULTILINE),
+        python=on_cpu and not re.search(r"^env:", request.recipe.text(row.name), re.MULTILINE),
     )
 
 

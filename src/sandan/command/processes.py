@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 from .plan import Job
@@ -34,13 +35,20 @@ def start_program(job: Job, log: Path | None, environment: Mapping[str, str]) ->
 class Forks:
     """Forks stages from a process that has imported the heavy packages, and has no thread yet.
 
-    What a library reads when it is imported (`OMP_NUM_THREADS`) is the same for all, so it must be set before the
-    first [`start`].
+    What a library reads when it is imported (`OMP_NUM_THREADS`) is the same for all, so it must be set before.
     """
 
     def __init__(self):
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["sandan.command.heavy_imports"])
+        # A Ctrl-C reaches every process. It must not end the imports: those who are forked later have to stop by it.
+        # They inherit that it waits until they can deal with it. (Starting the tracker would let it through again.)
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def start(self, job: Job, log: Path | None, environment: Mapping[str, str]) -> Started:
         """Fork a process that becomes the job's script; its output goes to the terminal, or to the log."""
@@ -48,12 +56,7 @@ class Forks:
         process = self.context.Process(
             target=become_script, args=(job.command[1:], Path.cwd(), dict(environment), streams)
         )
-        # A Ctrl-C during the imports waits until this process can deal with it; the new ones inherit that it waits.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        process.start()
 
         def wait() -> int:
             process.join()
@@ -73,7 +76,6 @@ def become_script(
     """
     for number, path in streams.items():
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600), number)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if "datasets" in sys.modules:
         # It names cache files. Seeded before the fork, it would give those of two stages the same name.
         sys.modules["datasets.fingerprint"].fingerprint_rng.seed()
@@ -83,6 +85,7 @@ def become_script(
     sys.argv = list(command)
     sys.path[0] = str(Path(command[0]).absolute().parent)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         runpy.run_path(command[0], run_name="__main__")
     except KeyboardInterrupt:
         # Before the script handles signals itself.

@@ -40,6 +40,10 @@ class Recipe:
         """Return the path of the stage's YAML file, which a recipe need not have."""
         return self.folder / f"{stage}.yaml"
 
+    def text(self, stage: str) -> str:
+        """Return the text of the stage's YAML file; its script says what is wrong with it."""
+        return self.file(stage).read_text(encoding="utf-8", errors="replace")
+
     def require(self, stage: str) -> None:
         """Refuse a stage that this recipe does not have."""
         if not self.file(stage).is_file():
@@ -48,13 +52,12 @@ class Recipe:
 
     def output_dir(self, stage: str) -> Path:
         """Return the stage's output folder, as its YAML file names it."""
-        text = self.file(stage).read_text(encoding="utf-8")
-        found = re.search(r"^output_dir:\s*[\"']?([^\s\"'#]+)", text, re.MULTILINE)
+        found = re.search(r"^output_dir:\s*[\"']?([^\s\"'#]+)", self.text(stage), re.MULTILINE)
         return Path(found[1]) if found else Path("outputs", self.name, stage)
 
     def local_inputs(self, stage: str) -> list[Path]:
         """Return the files and folders outside `outputs/` that the stage's YAML file names and that are there."""
-        lines = self.file(stage).read_text(encoding="utf-8").splitlines()
+        lines = self.text(stage).splitlines()
         words = [word for line in lines for word in re.split(r"[\s\[\]{},:\"']+", line.partition("#")[0])]
         paths = [here_or_embedded(word) for word in words if "/" in word or "." in word]
         return [path for path in paths if path.parts[:1] != ("outputs",) and path.parts and path.exists()]
@@ -118,8 +121,8 @@ def copy_recipe(name: str, source: Recipe) -> Path:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     for row in source.rows:
-        text = source.file(row.name).read_text(encoding="utf-8")
-        text = re.sub(rf"\b(outputs|annotations)/{re.escape(source.name)}(?![\w-])", rf"\1/{name}", text)
+        own = re.compile(rf"\b(outputs|annotations)/{re.escape(source.name)}(?![\w-])")
+        text = own.sub(rf"\1/{name}", source.text(row.name))
         (new / f"{row.name}.yaml").write_text(text, encoding="utf-8")
     (new / "README.md").write_text(f"# {name}: a copy of {source.name}\n", encoding="utf-8")
     # Last, so that a copy which was stopped half way is not taken for a recipe.

@@ -75,9 +75,11 @@ class Runner:
         After a failure no job is started, and those that still run are asked to stop, as by SIGTERM: the same command
         goes on. SIGTERM is handed on; a Ctrl-C reaches the stages from the terminal.
         """
-        forks = Forks() if sys.platform == "linux" and sum(job.python for job in jobs) > 1 else None
+        # One stage alone imports less than all of them together.
+        use_forks = sum(job.python for job in jobs) > 1
         waiting = {job.name: job for job in jobs}
         with ThreadPoolExecutor(self.lanes) as waiters, self._signals_handled():
+            forks = Forks() if use_forks else None
             while waiting or self.running:
                 while (job := self._next(waiting)) is not None:
                     del waiting[job.name]
@@ -87,6 +89,8 @@ class Runner:
                 done, _ = wait(self.running, return_when=FIRST_COMPLETED)
                 for future in done:
                     self._end(self.running.pop(future), future.result())
+        if waiting and self.signal is not None and not self.code:
+            self.code = signals.REQUEUE_EXIT_CODE
         return self.code
 
     def _next(self, waiting: dict[str, Job]) -> Job | None:
@@ -134,8 +138,6 @@ class Runner:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            if self.signal is not None and not self.code:
-                self.code = signals.REQUEUE_EXIT_CODE
 
     def _handle(self, number: int, frame: object) -> None:
         self.signal = number
