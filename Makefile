@@ -29,7 +29,8 @@ OUT := outputs/$(RECIPE)
 STAGES := $(shell $(PYTHON) src/sandan/core/chain.py)
 # With `make -n` it says which commands it would run; for that it needs nothing that is not installed.
 PLAN := $(if $(findstring n,$(firstword -$(MAKEFLAGS))),--plan)
-SANDAN := PYTHONPATH=$(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH)) $(or $(wildcard $(BIN)/python),$(PYTHON)) -m sandan.command
+SANDAN := PYTHONPATH=$(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH)) \
+	$(if $(PLAN),$(or $(wildcard $(BIN)/python),$(PYTHON)),$(BIN)/python) -m sandan.command
 RUN := --recipe $(RECIPE) --launch $(LAUNCH) $(PLAN)
 
 ##@ Start here
