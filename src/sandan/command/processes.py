@@ -83,7 +83,7 @@ def become_script(
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv = list(command)
-    sys.path[0] = str(Path(command[0]).absolute().parent)
+    sys.path.insert(0, str(Path(command[0]).absolute().parent))
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         runpy.run_path(command[0], run_name="__main__")
