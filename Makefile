@@ -1,7 +1,7 @@
 # sandan: every stage from one command. `make help` lists the targets.
 #
-# make's own rules run the chain: a stage reruns only when its recipe file, its script, its data or an earlier stage's
-# result.json is newer than its own result.json.
+# The command `sandan` runs the chain (src/sandan/command/): a stage reruns only when its recipe file, its script, its data
+# or an earlier stage's result.json is newer than its own result.json.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -26,29 +26,12 @@ WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
 OUT := outputs/$(RECIPE)
-RECIPE_DIR := recipes/$(RECIPE)
-# The rows of src/sandan/core/chain.py, each as name:script:cpu_only:needs,...
-ROWS := $(shell $(PYTHON) src/sandan/core/chain.py)
-comma := ,
-# $(call column,NUMBER,STAGE)
-column = $(subst $(comma), ,$(word $(1),$(subst :, ,$(subst ::,:-:,$(filter $(2):%,$(ROWS))))))
-STAGES := $(foreach row,$(ROWS),$(firstword $(subst :, ,$(row))))
-# The stages that this recipe has.
-CHAIN := $(foreach stage,$(STAGES),$(if $(wildcard $(RECIPE_DIR)/$(stage).yaml),$(stage)))
-CPU_ONLY := $(foreach stage,$(STAGES),$(if $(filter cpu,$(call column,3,$(stage))),$(stage)))
-# One process on the CPU needs no launcher, which takes 2.5 s to start: what recipes/accelerate_configs/cpu.yaml says.
-LAUNCHER_cpu := ACCELERATE_USE_CPU=true $(BIN)/python
-launcher = $(or $(LAUNCHER_$(1)),$(BIN)/accelerate launch --config_file recipes/accelerate_configs/$(1).yaml --quiet)
-
-ifeq ($(wildcard $(RECIPE_DIR)),)
-$(error RECIPE=$(RECIPE): no such recipe; there are: $(filter-out accelerate_configs,$(notdir $(wildcard recipes/*))))
-endif
-ifeq ($(wildcard recipes/accelerate_configs/$(LAUNCH).yaml),)
-$(error LAUNCH=$(LAUNCH): no such file; there are: $(basename $(notdir $(wildcard recipes/accelerate_configs/*.yaml))))
-endif
-
-export HF_HUB_DISABLE_TELEMETRY ?= 1
-export TOKENIZERS_PARALLELISM ?= false
+STAGES := $(shell $(PYTHON) src/sandan/core/chain.py)
+# With `make -n` it says which commands it would run; for that it needs nothing that is not installed.
+PLAN := $(if $(findstring n,$(firstword -$(MAKEFLAGS))),--plan)
+SANDAN := PYTHONPATH=$(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH)) \
+	$(if $(PLAN),$(or $(wildcard $(BIN)/python),$(PYTHON)),$(BIN)/python) -m sandan.command
+RUN := --recipe $(RECIPE) --launch $(LAUNCH) $(PLAN)
 
 ##@ Start here
 .PHONY: help
@@ -57,8 +40,8 @@ help: ## List the targets
 	@printf '\nOptions: RECIPE=%s LAUNCH=%s ARGS="--any_field value" SEED=1\n' "$(RECIPE)" "$(LAUNCH)"
 
 .PHONY: demo
-demo: ## Set up, run the whole chain on the embedded data, print the table (2 cores, no network)
-	@$(MAKE) --no-print-directory chain RECIPE=tiny
+demo: $(VENV)/.ready ## Set up, run the whole chain on the embedded data, print the table (2 cores, no network)
+	+@$(SANDAN) demo --launch $(LAUNCH) $(if $(SEED),--seed $(SEED)) $(PLAN) $(ARGS)
 
 .PHONY: test
 test: $(VENV)/.ready quality ## Set up, check the style, run every test but those of test-launch, the embedded chain included
@@ -84,55 +67,24 @@ $(VENV)/.ready: setup.cfg constraints.txt pyproject.toml
 ##@ The chain
 .PHONY: chain
 chain: $(VENV)/.ready ## Run every stage of RECIPE, each only if something before it changed
-	$(if $(ARGS),$(error ARGS are for one stage, as in: make sft ARGS="$(ARGS)"))
-	@$(MAKE) --no-print-directory $(OUT)/report/result.json
+	+@$(SANDAN) chain $(RUN) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 .PHONY: $(STAGES)
 ##@ (stages)
-$(filter-out $(if $(ANNOTATOR),rank),$(STAGES)): %: $(VENV)/.ready
-	@$(MAKE) --no-print-directory $(OUT)/$*/result.json ONLY=$*
+$(STAGES): $(VENV)/.ready
+	+@$(SANDAN) $(if $(SEED),chain --until $@ --seed $(SEED),$@) $(RUN) $(if $(filter rank,$@),$(ANNOTATOR:%=--annotator %)) $(ARGS)
 
-# With an annotator, `make rank` opens the page. What people did lies outside outputs/, where `make clean` does not reach.
-ifdef ANNOTATOR
-rank: $(VENV)/.ready
-	@$(MAKE) --no-print-directory --silent $(OUT)/candidates/result.json
-	@$(BIN)/python scripts/annotate.py --candidates_file $(OUT)/candidates/candidates.jsonl \
-		--log_file annotations/$(RECIPE)/judgements.jsonl --annotator $(ANNOTATOR) $(ARGS)
-endif
-
-# Whether the stage reruns unasked: it was given a seed, or it is the one that ARGS are for.
-forced = $(or $(SEED),$(if $(filter $(1),$(ONLY)),$(ARGS)))
-
-script_of = $(call column,2,$(1))
-# The results that a stage needs, of the stages that this recipe has.
-needs = $(patsubst %,$(OUT)/%/result.json,$(filter $(call column,4,$(1)),$(CHAIN)))
-# Local data files and logs of annotators named in the stage's recipe.
-data_of = $(wildcard $(shell grep -oE '\b(data|annotations)/[A-Za-z0-9_./-]+' $(RECIPE_DIR)/$(1).yaml 2>/dev/null))
-
-.PHONY: force
-define stage_rule
-$(OUT)/$(1)/result.json: $(RECIPE_DIR)/$(1).yaml scripts/$(call script_of,$(1)).py $(call data_of,$(1)) $(call needs,$(1)) $(if $(call forced,$(1)),force)
-	@printf '\n\033[1m── %s ──\033[0m\n' "$(RECIPE): $(1)"
-	@$(call launcher,$(if $(filter $(1),$(CPU_ONLY)),cpu,$(LAUNCH))) \
-		scripts/$(call script_of,$(1)).py --config $(RECIPE_DIR)/$(1).yaml $(if $(SEED),--seed $(SEED)) $(if $(filter $(1),$(ONLY)),$(ARGS))
-endef
-$(foreach stage,$(STAGES),$(eval $(call stage_rule,$(stage))))
-
-.PHONY: seeds
+.PHONY: seeds force
 seeds: $(SEEDS:%=$(OUT)-seeds/%.json) ## Run the whole chain for each of SEEDS and keep each report (-k goes on after a failure)
 
 $(OUT)-seeds/%.json: $(VENV)/.ready force
-	@mkdir -p $(@D)
-	@$(MAKE) --no-print-directory chain SEED=$*
-	@cp $(OUT)/report/report.json $@
+	+@$(SANDAN) chain $(RUN) --seed $*
+	@mkdir -p $(@D) && cp $(OUT)/report/report.json $@
 
 ##@ Trust
 .PHONY: check
 check: $(VENV)/.ready ## Check RECIPE without training: settings, data, tokens, steps, memory, disk
-	@failed=; for pair in $(foreach stage,$(CHAIN),$(stage):$(call script_of,$(stage))); do stage=$${pair%:*}; script=$${pair#*:}; \
-		printf '\n\033[1m── %s ──\033[0m\n' "$(RECIPE): $$stage"; \
-		$(BIN)/python scripts/$$script.py --config $(RECIPE_DIR)/$$stage.yaml --dry_run true $(ARGS) || failed="$$failed $$stage"; \
-	done; if [ -n "$$failed" ]; then echo "not ready:$$failed" >&2; exit 2; fi
+	+@$(SANDAN) check --recipe $(RECIPE) $(PLAN) $(ARGS)
 
 HUB_ID ?=
 LICENSE_NAME ?=
@@ -141,7 +93,7 @@ PUBLIC ?=
 .PHONY: push
 push: $(VENV)/.ready ## Push the results of RECIPE to the Hub, private: make push HUB_ID=alice/tiny
 	$(if $(HUB_ID),,$(error HUB_ID is missing, as in: make push RECIPE=$(RECIPE) HUB_ID=alice/$(RECIPE)))
-	@$(BIN)/python scripts/push.py --recipe_dir $(OUT) --hub_id $(HUB_ID) \
+	+@$(SANDAN) push --recipe $(RECIPE) $(PLAN) --hub_id $(HUB_ID) \
 		$(if $(LICENSE_NAME),--license $(LICENSE_NAME)) $(if $(PUBLIC),--public true)
 
 KILLS ?= 5
@@ -174,4 +126,5 @@ test-fast: $(VENV)/.ready ## The tests without the slow ones and the embedded ch
 
 .PHONY: clean
 clean: ## Remove the outputs of RECIPE
+	$(if $(wildcard recipes/$(RECIPE)/*.yaml),,$(error RECIPE=$(RECIPE): no such recipe))
 	rm -rf $(OUT)

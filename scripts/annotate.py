@@ -46,6 +46,7 @@ def main(args):
 
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
+    from sandan.core.places import command_for
     from sandan.core.stage import require_whole
     from sandan.preference.item_queue import Queue, QueueSettings, load_items
     from sandan.preference.judgement_log import JudgementLog, check_annotator
@@ -67,7 +68,7 @@ def main(args):
     queue = Queue(load_items(args.candidates_file), log, settings)
     keep_guidelines(guidelines, log.path.parent)
     recipe = Path(args.log_file).parent.name
-    next_command = f'make preferences RECIPE={recipe} ARGS="--judgement_files {args.log_file}"'
+    next_command = command_for("preferences", recipe, "--judgement_files", str(args.log_file))
     blocks = build_page(Desk(queue, guidelines, next_command), args.annotator)
     address = serve(blocks, args.host, args.port, accounts_from_environment() if args.auth else (), block=False)
     events = log.read()

@@ -7,10 +7,8 @@ imported (`HF_HOME`, `HF_ENDPOINT`, `OMP_NUM_THREADS`) is therefore the same for
 there is started by `subprocess`.
 """
 
-import atexit
 import multiprocessing
 import os
-import runpy
 import socket
 import subprocess
 import sys
@@ -23,10 +21,11 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env
 
 from helpers import ROOT
+from sandan.command.processes import become_script
 
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["helpers.imports_of_scripts"])
+PROCESSES.set_forkserver_preload(["sandan.command.heavy_imports"])
 
 
 def run_script(stage, *arguments, root=ROOT, cwd=ROOT, timeout=300, **environment) -> subprocess.CompletedProcess:
@@ -68,7 +67,9 @@ def run_processes(environments, script, *arguments, cwd=ROOT, timeout) -> subpro
     with tempfile.TemporaryDirectory() as folder:
         outputs = [[Path(folder) / f"{rank}.{name}" for name in ("out", "err")] for rank in range(len(environments))]
         processes = [
-            PROCESSES.Process(target=be_script, args=(command, cwd, os.environ | environment, streams))
+            PROCESSES.Process(
+                target=become_script, args=(command, cwd, os.environ | environment, dict(enumerate(streams, start=1)))
+            )
             for environment, streams in zip(environments, outputs, strict=True)
         ]
         for process in processes:
@@ -94,21 +95,6 @@ def wait_for_all(processes, timeout, grace_seconds=5) -> int | None:
         process.kill()
         process.join()
     return None if running and not status else status
-
-
-def be_script(command: list[str], cwd: Path, environment: dict[str, str], streams: list[Path]) -> None:
-    """Run in the forked process: become the script, with its arguments, folder, environment and output files."""
-    for number, stream in enumerate(streams, start=1):
-        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(cwd)
-    sys.argv = command
-    sys.path[0] = str(Path(command[0]).parent)
-    try:
-        runpy.run_path(command[0], run_name="__main__")
-    finally:
-        atexit._run_exitfuncs()
 
 
 if __name__ == "__main__":

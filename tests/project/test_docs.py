@@ -37,6 +37,7 @@ DOCUMENTS = [
     "docs/bad_inputs.md",
     "docs/migration.md",
     "docs/own_models_and_data.md",
+    "docs/command.md",
     "SECURITY.md",
     "docs/ranking.md",
     *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/*/README.md")),
@@ -96,7 +97,8 @@ def distinct(*kinds):
 
 ACCELERATE = (".venv/bin/accelerate", "accelerate")
 PYTHON = (".venv/bin/python", "python")
-CHECKED = {"make", "cp", "sed", *ACCELERATE, *PYTHON}
+SANDAN = (".venv/bin/sandan", "sandan")
+CHECKED = {"make", *ACCELERATE, *PYTHON, *SANDAN}
 # What make says to start a stage.
 STARTS_STAGE = re.compile(r"(ACCELERATE_USE_CPU=true |\S*accelerate launch )")
 
@@ -241,8 +243,31 @@ def run_python(checkout, *arguments, timeout=120):
 def copy_recipe(checkout):
     """What the docs say about a recipe of one's own, once."""
     if not (checkout / "recipes" / "mine").exists():
-        for line in distinct("cp", "sed"):
-            subprocess.run(shlex.split(line) if "*" not in line else ["bash", "-c", line], check=True, cwd=checkout)
+        line = next(line for line in distinct(*SANDAN) if line.split()[1] == "init")
+        run_sandan(checkout, *shlex.split(line)[1:])
+
+
+def run_sandan(checkout, *arguments):
+    done = run_python(checkout, "-m", "sandan.command", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", distinct(*SANDAN))
+def test_sandan_command_runs_or_is_accepted(checkout, specs, monkeypatch, command):
+    words = shlex.split(command)
+    if "mine" in words:
+        copy_recipe(checkout)
+    if words[1] == "init":
+        return
+    runs_stages = words[1] in {*CHAIN, "chain", "demo", "check", "push"}
+    out = run_sandan(checkout, *words[1:], *(["--plan"] if runs_stages else []))
+    assert out
+    monkeypatch.chdir(checkout)
+    for line in out.splitlines() if runs_stages else ():
+        words = [word for word in shlex.split(line) if word != "ACCELERATE_USE_CPU=true"]
+        parse(specs, Path(words[1]).stem, words[2:])
 
 
 def test_a_recipe_of_ones_own_writes_to_its_own_folder(checkout):

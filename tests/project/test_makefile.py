@@ -239,6 +239,20 @@ def test_clean_removes_only_the_recipe_that_was_named(finished):
     assert other.is_dir()
 
 
+def test_the_first_run_uses_the_environment_that_it_makes(checkout):
+    shutil.rmtree(checkout / ".venv")
+    fake = checkout / "python"
+    fake.write_text("""#!/bin/sh
+if [ "$2" = venv ]; then mkdir -p .venv/bin; cp "$0" .venv/bin/python; fi
+echo "$0 $@" >> calls
+""")
+    fake.chmod(0o755)
+    done = make(checkout, "demo", "PYTHON=./python")
+    assert done.returncode == 0, done.stderr
+    last = (checkout / "calls").read_text().splitlines()[-1]
+    assert last == ".venv/bin/python -m sandan.command demo --launch cpu"
+
+
 def test_setup_installs_once(checkout):
     done = make(checkout, "-n", "setup")
     assert done.returncode == 0

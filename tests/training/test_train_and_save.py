@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import ROOT
 from helpers.disk import fillable
-from helpers.scripts import PROCESSES, be_script
+from helpers.scripts import PROCESSES
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -24,6 +24,7 @@ from transformers import (
 )
 from trl import ModelConfig
 
+from sandan.command.processes import become_script
 from sandan.core.errors import UserError
 from sandan.data.jsonl import write_jsonl
 from sandan.models.loading import quantization, unquantized
@@ -206,8 +207,8 @@ def test_a_rerun_that_is_killed_is_refused_as_an_input_and_then_put_back(sign, r
     common = ["--model_name_or_path", "m", "--use_cpu", "true", "--bf16", "false", "--output_dir", "out"]
     endless = [*AGAIN, "--max_steps", "100000", "--save_total_limit", "2"]
     command = [str(ROOT / "scripts" / "sft.py"), *common, *endless]
-    streams = [tmp_path / "stdout", tmp_path / "stderr"]
-    script = PROCESSES.Process(target=be_script, args=(command, tmp_path, dict(os.environ), streams))
+    streams = {1: tmp_path / "stdout", 2: tmp_path / "stderr"}
+    script = PROCESSES.Process(target=become_script, args=(command, tmp_path, dict(os.environ), streams))
     script.start()
     while script.is_alive() and not (tmp_path / "out" / sign).exists():
         time.sleep(0.01)

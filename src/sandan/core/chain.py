@@ -1,7 +1,7 @@
 """The stages of the chain, one row each, with names, inputs, results and Hub repository.
 
 A new stage is a row here, a script (`scripts/<name>.py`) and a recipe file (`recipes/<recipe>/<name>.yaml`). The
-Makefile reads the rows by running this file before anything is installed, so it imports only the standard library.
+Makefile reads the names by running this file before anything is installed, so it imports only the standard library.
 """
 
 import sys
@@ -94,7 +94,7 @@ STEPS = (
     StageRow(
         "rank",
         title="Ranking",
-        help="3.2 Rank them: simulated people; with ANNOTATOR=name, you, on a page in the browser",
+        help="3.2 Rank them: simulated people, or the annotator that you name, on a page in the browser",
         needs=("candidates",),
         cpu_only=True,
     ),
@@ -150,13 +150,9 @@ CHAIN = tuple(STAGES)
 
 
 def main() -> None:
-    """Print each row as a word for the Makefile, `name:script:cpu_only:needs,...`, or with `help` as a help line."""
+    """Print the names of the stages for the Makefile, or with `help` a help line for each."""
     for row in ROWS:
-        if sys.argv[1:] == ["help"]:
-            sys.stdout.write(f"  make {row.name:<14} {row.help}\n")
-        else:
-            word = (row.name, row.script or row.name, "cpu" if row.cpu_only else "", ",".join(row.needs))
-            sys.stdout.write(":".join(word) + "\n")
+        sys.stdout.write(f"  make {row.name:<14} {row.help}\n" if sys.argv[1:] == ["help"] else f"{row.name}\n")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from .._version import __version__
 from .chain import CHAIN
 from .errors import Interrupted, UserError
 from .files import sha256, write_text
+from .places import command_for, here_or_embedded, recorded
 from .stage_folder import RECIPE, RESULT, UNFINISHED, StageFolder, read_settings, settings_of
 
 
@@ -211,7 +212,7 @@ class Stage:
         Raises:
             UserError: if a local path does not exist, or is of a stage that did not finish.
         """
-        path = Path(path)
+        path = here_or_embedded(path)
         require_whole(path if path.is_dir() else path.parent)
         if path.is_dir():
             result = path / RESULT
@@ -219,11 +220,11 @@ class Stage:
             digest = hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
             self.inputs[str(result if result.is_file() else path)] = sha256(result) if result.is_file() else digest
         elif path.is_file():
-            self.inputs[str(path)] = sha256(path)
+            self.inputs[recorded(path)] = sha256(path)
         else:
             parts = path.parts
             earlier = parts[0] == "outputs" and len(parts) > 2
-            hint = f"; run `make {parts[2]} RECIPE={parts[1]}` first" if earlier else ""
+            hint = f"; run `{command_for(parts[2], parts[1])}` first" if earlier else ""
             raise UserError(f"{path}: no such file or folder{hint}")
         return path
 
@@ -255,11 +256,11 @@ class Stage:
             self.folder.settle()
 
     def next_command(self) -> str | None:
-        """Return the make command of the recipe's next stage, or None after the last."""
+        """Return the command of the recipe's next stage, or None after the last."""
         later = CHAIN[CHAIN.index(self.name) + 1 :] if self.name in CHAIN else ()
         for name in later:
             if self.recipe_dir is None or (self.recipe_dir / f"{name}.yaml").is_file():
-                return f"make {name} RECIPE={self.recipe}"
+                return command_for(name, self.recipe)
         return None
 
 
@@ -277,7 +278,7 @@ def read_result(folder: str | Path) -> dict[str, Any]:
         return result
     except FileNotFoundError:
         raise UserError(
-            f"{path}: not there; run `make {path.parent.name} RECIPE={path.parent.parent.name}` first"
+            f"{path}: not there; run `{command_for(path.parent.name, path.parent.parent.name)}` first"
         ) from None
     except ValueError as error:
         raise UserError(f"{path}: broken ({error}); run that stage again") from None
@@ -291,7 +292,7 @@ def require_whole(folder: Path) -> None:
     owner = StageFolder(folder).owner()
     if not owner:
         return
-    again = f"run `make {owner['stage']} RECIPE={owner['recipe']}`"
+    again = f"run `{command_for(owner['stage'], owner['recipe'])}`"
     if not (folder / RESULT).is_file():
         raise UserError(f"{folder}: its run did not finish (no {RESULT}); {again} first")
     result, settings = read_result(folder), read_settings(folder / RECIPE)

@@ -20,6 +20,7 @@ from trl import DatasetMixtureConfig
 from trl.scripts.utils import DatasetConfig
 
 from ..core.errors import UserError
+from ..core.places import here_or_embedded, recorded
 from ..core.stage import Stage
 from .chat import first_user_text, split_by_prompt
 from .features import ColumnTypes
@@ -286,7 +287,7 @@ def _load_files(source: DatasetConfig, streaming: bool, stage: Stage, scan: Scan
     from datasets import Dataset, IterableDataset, ReadInstruction
 
     features = scan.types.features()
-    parts = [(file, stage.inputs[str(Path(file))], tuple(sorted(scan.bad[file]))) for file in local_files(source)]
+    parts = [(file, stage.inputs[recorded(file)], tuple(sorted(scan.bad[file]))) for file in local_files(source)]
     # As tuples: `datasets` shards a stream by the lists among these, and only the files are to be sharded.
     given = {"parts": parts, "names": tuple(features), "mixed": scan.types.mixed(), "as_chat": scan.as_chat}
     if streaming:
@@ -340,7 +341,10 @@ def _check_loaded(dataset: "Dataset", name: str, stage: Stage, scan: Scan, skip_
 
 
 def local_files(source: DatasetConfig) -> list[str]:
-    """Return the local files that a dataset entry names, with globs expanded (none for a Hub name)."""
+    """Return the local files that a dataset entry names, with globs expanded (none for a Hub name).
+
+    `data/...` that is not here is that of the project.
+    """
     if source.path not in {*BUILDERS.values()} or source.data_files is None:
         return []
     files = source.data_files
@@ -348,5 +352,8 @@ def local_files(source: DatasetConfig) -> list[str]:
         files = files.get(source.split.partition("[")[0], [])
     files = [files] if isinstance(files, str) else files
     return [
-        match for file in files if "://" not in file for match in sorted(glob.glob(file, recursive=True)) or [file]
+        match
+        for file in files
+        if "://" not in file
+        for match in sorted(glob.glob(file, recursive=True)) or [str(here_or_embedded(file))]
     ]

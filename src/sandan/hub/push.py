@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from ..core.chain import STAGES
 from ..core.credentials import SECRETS
 from ..core.errors import UserError
+from ..core.places import command_for
 from ..core.stage import RESULT, read_result
 from ..models.loading import CODE_ENTRIES, check_adapter, check_weights, first_line, read_settings
 from .cards import model_card
@@ -102,7 +103,7 @@ def plan(recipe_dir: Path, hub_id: str, license_name: str | None) -> list[Reposi
             repo_id = f"{hub_id}-{row.repository}"
             repositories.append(one_stage(recipe_dir / stage, repo_id, results, stage, license_name))
     if not repositories:
-        raise UserError(f"{recipe_dir}: no finished stage in it; run `make chain RECIPE={recipe_dir.name}` first")
+        raise UserError(f"{recipe_dir}: no finished stage in it; run `{command_for('chain', recipe_dir.name)}` first")
     for repository in repositories:
         refuse_secrets(repository)
     return repositories

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
+from ..core.places import command_for
 from ..core.stage import Stage
 from .tokens import ensure_pad_token
 
@@ -55,7 +56,7 @@ def require_model(path: str | None, stage: Stage, key: str = "model_name_or_path
         if not any((folder / name).is_file() for name in wanted):
             raise UserError(f"{path}: {key}: no {wanted[0]} in it; another folder, or its stage did not finish")
     elif folder.parts[0] == "outputs" or path[0] in "./~" or len(folder.parts) > 2:
-        hint = f"; run `make {folder.name} RECIPE={folder.parent.name}` first" if folder.parts[0] == "outputs" else ""
+        hint = f"; run `{command_for(folder.name, folder.parent.name)}` first" if folder.parts[0] == "outputs" else ""
         raise UserError(f"{path}: {key}: no such folder{hint}")
     else:
         stage.inputs[f"hub:{path}"] = "not hashed (Hub name)"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ..core.errors import UserError
 from ..core.files import write_text
+from ..core.places import ranking_command
 from ..core.stage import Stage
 from ..core.text import aligned, number, share
 from ..data.chat import as_turn, split_by_prompt, to_text, to_turns
@@ -33,8 +34,7 @@ def read_logs(files: Sequence[str], stage: Stage) -> tuple[list[dict[str, Any]],
     for file in files:
         parts = Path(file).parts
         if parts[0] == "annotations" and len(parts) > 2 and not Path(file).exists():
-            hint = f"make rank RECIPE={parts[1]} ANNOTATOR=your-name"
-            raise UserError(f"{file}: no such log; rank some items first: `{hint}`")
+            raise UserError(f"{file}: no such log; rank some items first: `{ranking_command(parts[1])}`")
     logs = [JudgementLog(stage.add_input(file)) for file in files]
     standing = [event for log in logs for event in standing_events(log.read())]
     left_out = sum(log.left_out for log in logs)

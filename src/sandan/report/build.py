@@ -14,6 +14,7 @@ from typing import Any
 from ..core.chain import CHAIN
 from ..core.errors import UserError
 from ..core.files import write_text
+from ..core.places import command_for
 from ..core.stage import RESULT, Stage, read_result
 from ..data.jsonl import read_jsonl
 from ..ppo.diagnosis import findings, is_long_enough
@@ -117,7 +118,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        command = f"make {path.parent.name} RECIPE={path.parent.parent.name}"
-        raise UserError(f"{path}: not there; run `{command}` again") from None
+        again = command_for(path.parent.name, path.parent.parent.name)
+        raise UserError(f"{path}: not there; run `{again}` again") from None
     except ValueError as error:
         raise UserError(f"{path}: broken ({error}); run that stage again") from None

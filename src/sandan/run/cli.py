@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..core import signals
+from ..core import environment, signals
 from ..core.errors import GateError, Interrupted, UserError
 from ..core.stage import RunArguments, Stage, TrainingRunArguments, effective_config, is_main_process
 from ..training.checkpoints import disk_problem
@@ -45,12 +45,7 @@ def run(
     Exit codes: 0 done; 1 a gate was not passed, training diverged or the program failed; 2 a mistake that the user can
     correct; 75 stopped by SIGTERM or SIGINT (the same command resumes the run).
     """
-    # Set before torch is imported. Threads that spin while they wait for one another take the core that another program
-    # needs: with two threads on two busy cores a step took 1,151 ms, with sleeping ones 254 (docs/benchmarks.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Set before any Hugging Face import reads them.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environment.set_defaults()
     logging.basicConfig(level=logging.INFO if is_main_process() else logging.ERROR, format="%(message)s")
     for noisy in ("httpx", "httpcore", "filelock", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -138,9 +133,9 @@ def _run(
     parser = StrictParser([*(_load(spec) for spec in dataclass_specs), *([run_options] if is_stage else [])])
     parsed = parser.parse(argv)
     refuse_idle(program, parsed, parser.origins)
-    environment = {"env": parser.environment}
+    variables = {"env": parser.environment}
     origins = parser.origins | ({"env": parser.environment_origin} if parser.environment else {})
-    with preparing(effective_config(parsed) | environment, origins):
+    with preparing(effective_config(parsed) | variables, origins):
         _try_out(parsed)
     if not is_stage:
         main(*parsed)
@@ -152,7 +147,7 @@ def _run(
         from .dry_run import DryRun
 
         shown = None if preview is None else importlib.import_module(preview)
-        with preparing(stage.config | environment, origins):
+        with preparing(stage.config | variables, origins):
             report = DryRun(stage, values, parser.origins, main.__globals__.get("COLUMNS"), shown).report()
         print(report)
         return
@@ -162,7 +157,7 @@ def _run(
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         unset_hf_deepspeed_config()
-    mistakes = preparing(stage.config | environment, origins, stage.has_begun_writing)
+    mistakes = preparing(stage.config | variables, origins, stage.has_begun_writing)
     with stage.opened(), mistakes, pushed(stage, row(*values) if row else program, values):
         main(*values, stage)
     if is_main_process():

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
+from ..core.places import command_for
 from ..core.stage import Stage
 from ..data.forms import one_form
 from ..data.loading import DataArguments, check_files, local_files
@@ -115,7 +116,9 @@ class DryRun:
                 continue
             if maker := self._maker(path):
                 missing.add(path)
-                self._say("input", f"{key}: {path} is not there yet; `make {maker}` makes it")
+                self._say(
+                    "input", f"{key}: {path} is not there yet; `{command_for(maker, self.stage.recipe)}` makes it"
+                )
             elif key in MODEL_KEYS:
                 require_model(path, self.stage, key)
                 self._say("input", f"{key}: {path}")
@@ -184,7 +187,7 @@ class DryRun:
         for source in [*data.datasets, *data.eval_datasets]:
             for file in local_files(source):
                 if maker := self._maker(file):
-                    self._say("data", f"{file} is not there yet; `make {maker}` makes it")
+                    self._say("data", f"{file} is not there yet; `{command_for(maker, self.stage.recipe)}` makes it")
                     return [], None
         if data.skip_bad_rows:
             self._say("data", "rows with problems are skipped (skip_bad_rows); they are not listed here")

@@ -1,4 +1,4 @@
-"""Import the packages on which the scripts spend their first seconds; for the process that `scripts.py` forks."""
+"""Import the packages on which the scripts spend their first seconds, for the process that stages are forked from."""
 
 import datasets  # noqa: F401
 import peft  # noqa: F401
