@@ -221,14 +221,20 @@ def log_probs(
     model: "PreTrainedModel",
     rows: Sequence[Sequence[int]],
     starts: Sequence[int],
-    batch_size: int = 64,
+    batch_tokens: int = 16_384,
     temperature: float = 1.0,
 ) -> list[float]:
-    """Return the sum of log p(token | tokens before) in nats over `row[start:]`, for each row of token ids."""
+    """Return the sum of log p(token | tokens before) in nats over `row[start:]`, for each row of token ids.
+
+    Args:
+        batch_tokens: tokens that are read at once, padding included. Each takes a row of logits, as wide as the
+            vocabulary.
+    """
     sums = [0.0] * len(rows)
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    for batch in batched(order, batch_size):
-        width = max(len(rows[index]) for index in batch)
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+    while order:
+        width = len(rows[order[0]])
+        batch, order = order[: (count := max(batch_tokens // max(width, 1), 1))], order[count:]
         ids = torch.tensor(
             [list(rows[index]) + [0] * (width - len(rows[index])) for index in batch], device=model.device
         )
