@@ -45,6 +45,15 @@ def test_ppo_trains_on_functions_without_a_reward_model(tmp_path):
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "out/ppo/result.json").read_text())["metrics"]
     assert metrics["updates"] == 2 and 0 <= metrics["eval_rewards/share_of_w5"] <= 1
-    arguments = "--model_name_or_path policy --data_files prompts.jsonl --output_dir out/no --use_cpu true".split()
+    arguments = [
+        "--model_name_or_path",
+        "policy",
+        "--data_files",
+        "prompts.jsonl",
+        "--output_dir",
+        "out/no",
+        "--use_cpu",
+        "true",
+    ]
     neither = run_script("ppo", *arguments, cwd=tmp_path)
     assert neither.returncode == 2 and "reward_model_path" in neither.stderr.splitlines()[-1]
