@@ -32,6 +32,7 @@ def main(args, data, stage):
     )
 
     paths = {name: getattr(args, f"{name}_model") for name in ("base", "sft", "ppo")}
+    paths = {name: path for name, path in paths.items() if path is not None}
     others = {"reward": args.reward_model, "masked": args.masked_model, "gold_reward": args.gold_reward_model}
     for name, path in {**paths, **others}.items():
         if path is not None:
@@ -44,7 +45,7 @@ def main(args, data, stage):
     pairs = []
     if args.minimal_pairs_file:
         pairs = read_jsonl(stage.add_input(args.minimal_pairs_file), columns=[("skill", "good", "bad")])
-    for name, path in (("base", paths["base"]), ("ppo", paths["ppo"]), ("reward", args.reward_model)):
+    for name, path in {**paths, "reward": args.reward_model}.items():
         if path is not None:
             check_same_tokens(tokenizer, path, f"{name}_model")
     # If the data are split here (held_out_share), only the held-out part is unseen.
@@ -60,7 +61,7 @@ def main(args, data, stage):
     check_lengths(rows, tokenizer, args, [*paths.values(), *scorers])
     comparison, samples = compare(models, tokenizer, rows, args, reward_model, [row["text"] for row in texts], judges)
     metrics = {f"{row['model']}/{key}": value for row in comparison for key, value in row.items() if key != "model"}
-    metrics |= minimal_pairs(pairs, tokenizer, models["base"], masked)
+    metrics |= minimal_pairs(pairs, tokenizer, models.get("base"), masked)
     folder = stage.begin_writing()
     write_text(folder / "comparison.json", json.dumps(comparison, indent=1, ensure_ascii=False) + "\n")
     write_jsonl(folder / "samples.jsonl", samples)

@@ -1,4 +1,4 @@
-"""Train a policy with PPO (`sandan.PPOTrainer`) against the reward model of an earlier stage.
+"""Train a policy with PPO (`sandan.PPOTrainer`) against a reward model, reward functions, or both.
 
 CPU:
     accelerate launch --config_file recipes/accelerate_configs/cpu.yaml scripts/ppo.py \
@@ -46,22 +46,28 @@ def main(config, judge, model_args, data, stage):
         true_score_function,
     )
     from sandan.models import loading as models
+    from sandan.ppo.reward_functions import named_function
     from sandan.training import train_and_save as training
 
     keep_best_by(judge, config)
     policy_path = models.require_model(model_args.model_name_or_path or config.sft_model_path, stage)
-    reward_path = models.require_model(config.reward_model_path, stage, "reward_model_path")
+    paths = [policy_path]
+    if config.reward_model_path or not config.reward_funcs:
+        paths.append(models.require_model(config.reward_model_path, stage, "reward_model_path"))
     tokenizer = models.load_tokenizer(policy_path, model_args.model_revision, padding_side="left")
-    models.check_same_tokens(tokenizer, reward_path, "reward_model_path")
+    for reward_path in paths[1:]:
+        models.check_same_tokens(tokenizer, reward_path, "reward_model_path")
     if judge.true_reward_model_path:
-        refuse_known_judge(judge.true_reward_model_path, [reward_path], "true_reward_model_path")
+        refuse_known_judge(judge.true_reward_model_path, paths[1:], "true_reward_model_path")
     train, held_out = load_data(data, stage, COLUMNS, tokenizer)
-    policy, reward = load_models(config, model_args, tokenizer, policy_path, reward_path)
-    rewards = [reward]
+    functions = [named_function(name, train.column_names, "reward_funcs") for name in config.reward_funcs or []]
+    policy, *rewards = load_models(config, model_args, tokenizer, *paths)
+    rewards += functions
     if judge.true_score != "none":
         held_out = judged_prompts(judge, held_out)
         # The true score is only measured: its weight is 0.
-        rewards, config.reward_weights = [reward, true_score_function(judge, tokenizer, stage)], [1.0, 0.0]
+        config.reward_weights = [1.0] * len(rewards) + [0.0]
+        rewards.append(true_score_function(judge, tokenizer, stage))
     try:
         trainer = PPOTrainer(
             policy,
@@ -74,7 +80,7 @@ def main(config, judge, model_args, data, stage):
         )
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{stage.output_dir}: {error}") from error
-    check_lengths(trainer, (policy_path, reward_path))
+    check_lengths(trainer, paths)
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(training.ShortProgress(WATCHED))
     output = training.train(trainer, stage)
@@ -89,8 +95,8 @@ def main(config, judge, model_args, data, stage):
     stage.finish(summary(trainer.state.log_history, output.metrics["train_runtime"]) | metrics, config.device.type)
 
 
-def load_models(config, model_args, tokenizer, policy_path, reward_path):
-    """Return the policy, and the reward model or the folder of its adapter if that makes the critic."""
+def load_models(config, model_args, tokenizer, policy_path, *reward_paths):
+    """Return the policy, and of each reward model (one or none) the model, or its adapter's folder for the critic."""
     from pathlib import Path
 
     import torch
@@ -105,11 +111,14 @@ def load_models(config, model_args, tokenizer, policy_path, reward_path):
     models.check_vocabulary(policy.config, tokenizer, policy_path)
     checks.check_direction(policy, policy_path)
     checks.make_savable(policy, policy_path)
-    reward = adapter = Path(reward_path, "adapter")
-    if config.critic_backbone != "adapter" or not adapter.is_dir():
-        reward = models.load_classifier(reward_path, "reward_model_path", dtype=defaults["dtype"])
-        models.check_vocabulary(reward.config, tokenizer, reward_path)
-    return policy, reward
+    rewards = []
+    for reward_path in reward_paths:
+        reward = adapter = Path(reward_path, "adapter")
+        if config.critic_backbone != "adapter" or not adapter.is_dir():
+            reward = models.load_classifier(reward_path, "reward_model_path", dtype=defaults["dtype"])
+            models.check_vocabulary(reward.config, tokenizer, reward_path)
+        rewards.append(reward)
+    return policy, *rewards
 
 
 def check_lengths(trainer, paths):

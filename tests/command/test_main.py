@@ -9,10 +9,10 @@ import time
 import pytest
 import yaml
 from helpers import ROOT
-from helpers.checkout import make_checkout, planned
+from helpers.checkout import TINY, make_checkout, planned
 
 from sandan.command.main import main
-from sandan.core.chain import CHAIN, STAGES
+from sandan.core.chain import CHAIN
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_plan_needs_only_the_standard_library(checkout):
         capture_output=True,
         encoding="utf-8",
     )
-    assert len(done.stdout.splitlines()) == len(CHAIN)
+    assert len(done.stdout.splitlines()) == len(TINY)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,10 @@ def test_a_plan_needs_only_the_standard_library(checkout):
     [
         (["chian"], "chian: no such command of sandan; did you mean chain?"),
         (["sft", "--recipe", "tinny"], "--recipe tinny: no such recipe; did you mean tiny?"),
-        (["sft", "--recipe", "zzz"], "--recipe zzz: no such recipe; there are: english-small, tiny"),
+        (
+            ["sft", "--recipe", "zzz"],
+            "--recipe zzz: no such recipe; there are: english-small, smollm2-instructions, tiny",
+        ),
         (["sft", "--recipe", "./nowhere"], "--recipe ./nowhere: no folder with a recipe's YAML files"),
         (["chain", "--launch", "singlegpu"], "--launch singlegpu: no such launch file; did you mean single_gpu?"),
         (["rank", "--recipe", "english-small"], "recipes/english-small/rank.yaml: no such file"),
@@ -130,13 +133,13 @@ def test_a_copied_recipe_writes_to_its_own_folder(checkout, sandan):
     code, _, _ = sandan("init", "mine", "--recipe", "tiny")
     assert code == 0
     files = sorted((checkout / "recipes" / "mine").glob("*.yaml"))
-    assert {path.stem for path in files} == set(STAGES)
+    assert {path.stem for path in files} == set(TINY)
     for path in files:
         text = path.read_text(encoding="utf-8")
         assert "outputs/tiny" not in text and "annotations/tiny" not in text
         assert yaml.safe_load(text)["output_dir"] == f"outputs/mine/{path.stem}"
     assert "a copy of tiny" in sandan("recipes")[1]
-    assert len(sandan("chain", "--recipe", "mine", "--plan")[1].splitlines()) == len(CHAIN)
+    assert len(sandan("chain", "--recipe", "mine", "--plan")[1].splitlines()) == len(TINY)
 
 
 def test_a_file_named_in_the_recipe_reruns_its_stage(checkout, sandan):
@@ -196,7 +199,7 @@ def test_check_looks_at_every_stage_and_names_those_that_are_not_ready(checkout)
         timeout=300,
     )
     assert done.returncode == 2
-    assert re.findall(r"── tiny: (\w+) ──", done.stdout) == list(CHAIN)
+    assert re.findall(r"── tiny: (\w+) ──", done.stdout) == list(TINY)
     assert "learning_rat: unknown key; did you mean learning_rate?" in done.stderr
     assert done.stderr.endswith("error: not ready: sft\n")
     assert not (checkout / "outputs").exists()

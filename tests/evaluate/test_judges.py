@@ -96,7 +96,7 @@ def test_a_comparison_measures_collapse_and_wins(folders):
     rows = [{"prompt": f"w{n} w{n + 1}", "wanted": "w7"} for n in range(12)]
     judges = [Judge("w7", function_judges([f"{__name__}:words"], ["prompt", "wanted"])[0].score)]
     judges.append(gold_judge(str(folders / "gold"), tokenizer))
-    args = EvaluateArguments("out", "base", "sft", "ppo", max_new_tokens=6)
+    args = EvaluateArguments("out", "sft", "ppo", base_model="base", max_new_tokens=6)
     (base, sft, ppo), samples = compare(models, tokenizer, rows, args, judges=judges)
     assert [row["ppo"] for row in samples] == [row["sft"] for row in samples]
     assert sft["judge/w7/score"] == pytest.approx(sum(row["sft"].count("w7") for row in samples) / 12)
@@ -109,7 +109,7 @@ def test_a_comparison_measures_collapse_and_wins(folders):
     assert 3.5 < sft["entropy_per_token"] < 4.7  # an untrained model: at most log 64 = 4.16, by samples
     assert (
         "entropy_per_token"
-        not in compare(models, tokenizer, rows[:2], EvaluateArguments("o", "b", "s", "p", temperature=0.0))[0][0]
+        not in compare(models, tokenizer, rows[:2], EvaluateArguments("o", "s", "p", temperature=0.0))[0][0]
     )
 
 

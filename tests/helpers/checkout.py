@@ -12,6 +12,10 @@ from helpers import ROOT
 from sandan.core.chain import CHAIN
 
 
+# The stages of recipe tiny.
+TINY = tuple(stage for stage in CHAIN if (ROOT / "recipes" / "tiny" / f"{stage}.yaml").is_file())
+
+
 COPIED = ("recipes", "data", "scripts")
 LINKED = ("Makefile", "src", "setup.cfg", "constraints.txt", "pyproject.toml", "LICENSE")
 

@@ -3,9 +3,8 @@
 import json
 
 import pytest
-from helpers.checkout import make, make_checkout
+from helpers.checkout import TINY, make, make_checkout
 
-from sandan.core.chain import CHAIN
 from sandan.world.facts import RELATIONS
 
 
@@ -49,7 +48,7 @@ def test_report_passes_and_keeps_its_schema(tiny, report):
     assert {"recipe", "passed", "checks", "stages", "comparison", "versions", "lineage", "stale"} <= set(report)
     assert report["recipe"] == "tiny"
     assert report["passed"] is True, report["checks"]
-    assert list(report["stages"]) == list(CHAIN[:-1])
+    assert list(report["stages"]) == list(TINY[:-1])
     assert not any(report["stale"].values())
     assert report["remarks"] == []
     assert (tiny / "report" / "report.html").stat().st_size > 10_000
@@ -103,7 +102,7 @@ def test_reward_model_picks_better_answers(tiny):
     assert metrics["best_of_n/1"] < metrics["best_of_n/8"]
 
 
-@pytest.mark.parametrize("stage", CHAIN)
+@pytest.mark.parametrize("stage", TINY)
 def test_every_stage_keeps_the_contract(tiny, stage):
     result = read(tiny / stage / "result.json")
     assert set(result) >= CONTRACT
@@ -144,8 +143,8 @@ def test_the_table_is_printed(demo, rows):
 
 
 def test_a_second_demo_runs_no_stage_again(demo, tiny):
-    before = {stage: (tiny / stage / "result.json").stat().st_mtime_ns for stage in CHAIN}
+    before = {stage: (tiny / stage / "result.json").stat().st_mtime_ns for stage in TINY}
     done = make(demo[0], "demo")
     assert done.returncode == 0
     assert "tiny:" not in done.stdout
-    assert {stage: (tiny / stage / "result.json").stat().st_mtime_ns for stage in CHAIN} == before
+    assert {stage: (tiny / stage / "result.json").stat().st_mtime_ns for stage in TINY} == before

@@ -9,9 +9,7 @@ import time
 
 import pytest
 from helpers import ROOT
-from helpers.checkout import make, make_checkout, planned, stages_of, targets, touch
-
-from sandan.core.chain import CHAIN
+from helpers.checkout import TINY, make, make_checkout, planned, stages_of, targets, touch
 
 
 @pytest.fixture
@@ -23,7 +21,7 @@ def checkout(tmp_path):
 def finished(checkout):
     """A checkout in which every stage has run."""
     start = time.time() - 1800
-    for number, stage in enumerate(CHAIN):
+    for number, stage in enumerate(TINY):
         result = checkout / "outputs" / "tiny" / stage / "result.json"
         result.parent.mkdir(parents=True)
         result.write_text("{}")
@@ -32,19 +30,19 @@ def finished(checkout):
 
 
 def test_report_runs_every_stage_in_order(checkout):
-    assert stages_of(planned(checkout, "report")) == list(CHAIN)
+    assert stages_of(planned(checkout, "report")) == list(TINY)
 
 
 @pytest.mark.parametrize("target", ["chain", "demo"])
 def test_chain_and_demo_run_every_stage_in_order(checkout, target):
-    assert stages_of(planned(checkout, target)) == list(CHAIN)
+    assert stages_of(planned(checkout, target)) == list(TINY)
 
 
 def test_a_stage_runs_only_what_it_needs(checkout):
     assert stages_of(planned(checkout, "sft")) == ["tokenizer", "pretrain", "sft"]
 
 
-@pytest.mark.parametrize("target", ["demo", *CHAIN])
+@pytest.mark.parametrize("target", ["demo", *TINY])
 def test_nothing_runs_when_every_result_is_fresh(finished, target):
     assert planned(finished, target) == []
 
@@ -63,7 +61,7 @@ def test_nothing_runs_when_every_result_is_fresh(finished, target):
 )
 def test_a_change_reruns_its_stage_and_what_follows(finished, changed, first):
     touch(finished / changed)
-    assert stages_of(planned(finished, "report")) == list(CHAIN[CHAIN.index(first) :])
+    assert stages_of(planned(finished, "report")) == list(TINY[TINY.index(first) :])
 
 
 def test_the_masked_model_reruns_only_what_compares_it(finished):
@@ -101,7 +99,7 @@ def test_args_with_quotes_stay_one_argument(checkout):
 
 def test_a_seed_reruns_the_whole_chain(finished):
     commands = planned(finished, "chain", "SEED=3")
-    assert stages_of(commands) == list(CHAIN)
+    assert stages_of(commands) == list(TINY)
     assert all("--seed 3" in command for command in commands)
 
 
@@ -118,7 +116,7 @@ def test_launch_picks_the_configuration_of_stages_that_train(checkout, launch):
 
 
 def test_both_kinds_of_pretraining_use_one_script(checkout):
-    commands = dict(zip(CHAIN, planned(checkout, "report"), strict=True))
+    commands = dict(zip(TINY, planned(checkout, "report"), strict=True))
     assert "scripts/pretrain.py --config recipes/tiny/pretrain_mlm.yaml" in commands["pretrain_mlm"]
 
 

@@ -9,10 +9,9 @@ import sys
 
 import pytest
 from helpers import ROOT
-from helpers.checkout import make, make_checkout
+from helpers.checkout import TINY, make, make_checkout
 from helpers.stages import finish
 
-from sandan.core.chain import CHAIN
 from sandan.data.jsonl import write_jsonl
 from sandan.run.dry_run import DIM, RESET, histogram, shown_tokens
 
@@ -81,7 +80,7 @@ def snapshot(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("stage", CHAIN)
+@pytest.mark.parametrize("stage", TINY)
 def test_every_stage_of_a_fresh_checkout_is_checked_and_nothing_changes(here, dry, stage):
     if stage == "evaluate":
         write_jsonl(here / "data" / "minimal_pairs.jsonl", [{"skill": "a", "good": "b", "bad": "c"}])

@@ -118,10 +118,16 @@ STEPS = (
         starts_from="sft",
     ),
     StageRow(
+        "constraints",
+        title="Constraints",
+        help="3.4 Add checkable constraints to prompts, for reward functions instead of a reward model",
+        cpu_only=True,
+    ),
+    StageRow(
         "ppo",
         title="PPO",
-        help="3.5 PPO against the reward model",
-        needs=("sft", "reward"),
+        help="3.5 PPO against the reward model, or reward functions",
+        needs=("sft", "reward", "constraints"),
         repository="ppo",
         description="A language model, trained with PPO against the reward model. Its critic is in `value_model/`.",
         auto_class="AutoModelForCausalLM",
@@ -133,7 +139,7 @@ STEPS = (
         "evaluate",
         title="Evaluation",
         help="Compare base, SFT and PPO on unseen prompts",
-        needs=("pretrain", "pretrain_mlm", "sft", "reward", "ppo"),
+        needs=("pretrain", "pretrain_mlm", "sft", "reward", "constraints", "ppo"),
     ),
 )
 # The report reads the results of all steps.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from ..constraints.prompts import CHECKED
 from ..core.bootstrap import bootstrap_interval
 from ..core.errors import UserError
 from ..data.chat import prompt_text
@@ -40,9 +41,9 @@ class EvaluateArguments:
     """Settings of the comparison: the models, the prompts and texts, the judges and the sampling."""
 
     output_dir: str = field(metadata={"help": "Folder of comparison.json, samples.jsonl and result.json."})
-    base_model: str = field(metadata={"help": "The pretrained model."})
     sft_model: str = field(metadata={"help": "The fine-tuned model; KL is measured to it."})
     ppo_model: str = field(metadata={"help": "The model after RLHF."})
+    base_model: str | None = field(default=None, metadata={"help": "The pretrained model, if it is compared too."})
     reward_model: str | None = field(default=None, metadata={"help": "Scores every answer, if given."})
     gold_reward_model: str | None = field(
         default=None, metadata={"help": "Independent judge: a reward model that no stage trained with."}
@@ -58,6 +59,7 @@ class EvaluateArguments:
     oracle: Literal["world", "none"] = field(default="none", metadata={"help": "Who judges the answers."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 is greedy."})
     max_new_tokens: int = field(default=64, metadata={"help": "Longest answer, in tokens."})
+    batch_size: int = field(default=128, metadata={"help": "Answers sampled at once."})
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
 
 
@@ -97,7 +99,7 @@ def compare(
         models: name -> model; the KL is measured to the one named `sft`.
         rows: unseen prompts with `prompt` and optionally `group`.
         texts: held-out documents for bits per byte.
-        judges: independent ones; each model is also compared with the one before it.
+        judges: independent ones; rows in IFEval's form are checked by its checkers besides. Each model is also compared with the one before it.
     """
     prompts = [row["prompt"] for row in rows]
     groups = [row.get("group", NEW_COMBINATIONS) for row in rows]
@@ -109,7 +111,14 @@ def compare(
         answers = [
             answer
             for (answer,) in sample_completions(
-                model, tokenizer, prompts, args.max_new_tokens, args.temperature, seed=args.seed, description=name
+                model,
+                tokenizer,
+                prompts,
+                args.max_new_tokens,
+                args.temperature,
+                batch_size=args.batch_size,
+                seed=args.seed,
+                description=name,
             )
         ]
         row: dict[str, Any] = {"model": name}
@@ -127,6 +136,10 @@ def compare(
             new = [at for at, group in enumerate(groups) if group == NEW_COMBINATIONS]
             if new:
                 scores["oracle"] = [judgements[at].score for at in new], [token_count(answers[at]) for at in new]
+        if all(map(rows[0].get, CHECKED)):
+            from ..constraints.checks import strict_figures
+
+            row |= strict_figures(rows, [answer.text for answer in answers])
         row |= answer_metrics(model, models["sft"], tokenizer, prompts, answers, args.temperature)
         row |= win_metrics(scores, before)
         before = scores
@@ -160,7 +173,8 @@ def answer_metrics(
 ) -> dict[str, float]:
     """Return what a collapse shows in: length, endings, variety, sameness, repetition, KL and entropy of answers.
 
-    `kl_to_sft` is KL(model || reference) in nats per answer, from the samples (k1 estimator). The entropy is the mean of -log p over the tokens of samples at temperature 1; at others there is none.
+    `kl_to_sft` is KL(model || reference) in nats per answer, from the samples (k1 estimator), and the entropy the mean
+    of -log p over their tokens, both of the distributions at the sampling temperature. Greedy answers have no entropy.
     """
     encoded = encode_prompts(tokenizer, prompts)
     tokens = sum(map(token_count, answers))
@@ -170,10 +184,11 @@ def answer_metrics(
         **answer_figures(list(map(tuple, encoded)), [answer.token_ids for answer in answers]),
     }
     rows = [ids + list(answer.token_ids) for ids, answer in zip(encoded, answers, strict=True)]
-    own = sum(log_probs(model, rows, starts := list(map(len, encoded))))
-    other = own if model is reference else sum(log_probs(reference, rows, starts))
+    starts = list(map(len, encoded))
+    own = sum(log_probs(model, rows, starts, temperature=temperature or 1.0))
+    other = own if model is reference else sum(log_probs(reference, rows, starts, temperature=temperature or 1.0))
     metrics["kl_to_sft"] = (own - other) / len(rows)
-    return metrics | ({"entropy_per_token": -own / tokens} if temperature == 1 and tokens else {})
+    return metrics | ({"entropy_per_token": -own / tokens} if temperature and tokens else {})
 
 
 def token_count(answer: Completion) -> int:
@@ -203,18 +218,28 @@ def fitting_prompts(
 
 @torch.no_grad()
 def log_probs(
-    model: "PreTrainedModel", rows: Sequence[Sequence[int]], starts: Sequence[int], batch_size: int = 64
+    model: "PreTrainedModel",
+    rows: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    batch_tokens: int = 16_384,
+    temperature: float = 1.0,
 ) -> list[float]:
-    """Return the sum of log p(token | tokens before) in nats over `row[start:]`, for each row of token ids."""
+    """Return the sum of log p(token | tokens before) in nats over `row[start:]`, for each row of token ids.
+
+    Args:
+        batch_tokens: tokens that are read at once, padding included. Each takes a row of logits, as wide as the
+            vocabulary.
+    """
     sums = [0.0] * len(rows)
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    for batch in batched(order, batch_size):
-        width = max(len(rows[index]) for index in batch)
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+    while order:
+        width = len(rows[order[0]])
+        batch, order = order[: (count := max(batch_tokens // max(width, 1), 1))], order[count:]
         ids = torch.tensor(
             [list(rows[index]) + [0] * (width - len(rows[index])) for index in batch], device=model.device
         )
         # Right padding needs no mask: attention is causal and padded positions are not read.
-        logits = model(input_ids=ids).logits[:, :-1].float()
+        logits = model(input_ids=ids).logits[:, :-1].float() / temperature
         token_log_probs = -torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         for row, index in enumerate(batch):
             sums[index] = token_log_probs[row, max(starts[index] - 1, 0) : len(rows[index]) - 1].sum().item()

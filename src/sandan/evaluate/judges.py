@@ -1,6 +1,5 @@
 """Judges of the comparison that no stage trained with: a gold reward model, and functions that check answers."""
 
-import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..models.loading import check_same_tokens, load_reward_model
 from ..models.rendering import Prompt
 from ..models.sampling import Completion
 from ..models.scoring import score_completions
-from ..ppo.reward_functions import arguments_for, check_columns
+from ..ppo.reward_functions import arguments_for, named_function
 
 
 if TYPE_CHECKING:
@@ -53,18 +52,11 @@ def function_judges(names: Sequence[str], columns: Sequence[str]) -> list[Judge]
     """
     judges = []
     for name in names:
-        module, _, attribute = name.partition(":")
-        try:
-            function = getattr(importlib.import_module(module), attribute)
-            check_columns(function, attribute, columns)
-            call = arguments_for(function, attribute)
-        except (ImportError, AttributeError, TypeError, ValueError) as error:
-            raise UserError(
-                f"gold_functions: {name}: {error}; expected module:function, in a folder of PYTHONPATH"
-            ) from error
+        attribute = name.partition(":")[2]
+        function = named_function(name, columns, "gold_functions")
         if attribute in (GOLD, *(judge.name for judge in judges)):
             raise UserError(f"gold_functions: {name}: there is another judge called {attribute}; rename the function")
-        judges.append(Judge(attribute, _called(function, call, attribute)))
+        judges.append(Judge(attribute, _called(function, arguments_for(function, attribute), attribute)))
     return judges
 
 

@@ -86,6 +86,12 @@ class PPOConfig(TrainingArguments):
     reward_model_path: str | None = field(
         default=None, metadata={"help": "Reward model: the folder of the reward stage, or a sequence classifier."}
     )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Reward functions (prompts, completions, **columns), as module:function; beside or instead of the model."
+        },
+    )
     # Models (read by the trainer)
     model_adapter_name: str | None = field(default=None, metadata={"help": "PEFT adapter that is trained."})
     ref_adapter_name: str | None = field(default=None, metadata={"help": "PEFT adapter that is the reference."})

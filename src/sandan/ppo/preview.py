@@ -21,7 +21,9 @@ def size(tokenizer: Any, missing: set[str], config: Any, judge: Any, model_args:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     policy = size_of(AutoModelForCausalLM, model_args.model_name_or_path, missing)
-    critic = size_of(AutoModelForSequenceClassification, config.reward_model_path, missing)
+    # Without a reward model the critic starts from the policy.
+    critic_path = config.reward_model_path or model_args.model_name_or_path
+    critic = size_of(AutoModelForSequenceClassification, critic_path, missing)
     if policy is None or critic is None:
         return None
     return ModelSize(policy.trained + critic.trained, policy.trained + critic.trained, policy.config)

@@ -1,5 +1,6 @@
 """Reward functions: how a callable of the user's is called, told by its arguments, and pipelines of transformers."""
 
+import importlib
 import inspect
 import logging
 from collections.abc import Callable, Sequence
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import Pipeline, TextClassificationPipeline
 
+from ..core.errors import UserError
 from ..models.rendering import render_prompt
 
 
@@ -20,6 +22,26 @@ EXPECTED = "expected a function (prompts, completions, **columns) -> list[float]
 # A tokenizer without a limit of its own has a huge number as one.
 NO_LIMIT = 10**6
 BATCH_ROWS = 64
+
+
+def named_function(name: str, columns: Sequence[str], key: str) -> Callable:
+    """Import the function named `module:function`, which scores answers.
+
+    Args:
+        columns: of the data whose answers it scores.
+        key: the option that names it.
+
+    Raises:
+        UserError: if it cannot be imported or called with these columns.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+        check_columns(function, attribute, columns)
+        arguments_for(function, attribute)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{key}: {name}: {error}; expected module:function, in a folder of PYTHONPATH") from error
+    return function
 
 
 def arguments_for(function: Callable, name: str) -> Callable[[list, list, dict[str, list]], tuple[list, dict]]:

@@ -342,6 +342,10 @@ CONDITIONS = [
         ("evaluate",),
     ),
     Condition(
+        "minimal_pairs_file", "it needs base_model or masked_model",
+        lambda s: s.base_model is not None or s.masked_model is not None, (), ("evaluate",),
+    ),
+    Condition(
         "overlap_annotators",
         "it needs overlap_share above 0",
         lambda s: s.overlap_share > 0,
@@ -428,8 +432,12 @@ NEVER: dict[str, dict[str, str]] = {
     },
     **{
         program: {"streaming": "it reads all rows before it begins; pretrain and sft can stream"}
-        for program in ("tokenizer", "candidates", "evaluate")
+        for program in ("tokenizer", "candidates", "constraints", "evaluate")
     },
+}
+NEVER["constraints"] |= {
+    "held_out_share": "instruction_share says how many instructions are held out",
+    "as_chat": "every prompt becomes a user turn",
 }
 for _program in ("reward", "ppo"):
     NEVER[_program]["streaming"] = NEVER["tokenizer"]["streaming"]
@@ -489,6 +497,7 @@ ALWAYS = frozenset(
         "entropy_coef",
         "eos_token",
         "eval_data_files",
+        "eval_prompts",
         "form",
         "fp16",
         "fsdp",
@@ -505,6 +514,7 @@ ALWAYS = frozenset(
         "hub_id",
         "ignore_data_skip",
         "include_num_input_tokens_seen",
+        "instruction_share",
         "judgement_files",
         "judgements_per_prompt",
         "kl_coef",
@@ -529,6 +539,8 @@ ALWAYS = frozenset(
         "lr_scheduler_type",
         "max_approx_kl",
         "max_grad_norm",
+        "max_instruction_words",
+        "max_instructions",
         "max_items",
         "max_kl_nats",
         "max_length",
@@ -563,6 +575,7 @@ ALWAYS = frozenset(
         "policy_ema_decay",
         "port",
         "ppo_model",
+        "prompts_per_instruction",
         "public",
         "push_to_hub",
         "ranker_agreement",
@@ -573,6 +586,7 @@ ALWAYS = frozenset(
         "response_length",
         "restore_callback_states_from_checkpoint",
         "resume",
+        "reward_funcs",
         "reward_model",
         "reward_model_path",
         "router_aux_loss_coef",

@@ -1,0 +1,1 @@
+"""Prompts with constraints that a program can check, and the reward functions that check them."""
