@@ -441,9 +441,16 @@ def test_a_number_that_is_not_finite_stops_before_the_step_and_saves_nothing(mak
     with pytest.raises(FloatingPointError) as caught:
         run.train()
     message = str(caught.value)
-    assert message.startswith("step 4 (epoch ") and "micro-batch 1 of 1, rank 0" in message and "begins '" in message
+    suspect = {"weights": "micro-batch 1 of 1, rank 0", "gradient": "each of its micro-batches on rank 0 is finite"}
+    assert message.startswith("step 4 (epoch ") and suspect[where] in message and "begins '" in message
     assert newest_whole(tmp_path / "run").name == "checkpoint-2"
     assert run.args.logging_nan_inf_filter is False
+
+
+def test_training_never_uses_the_attention_kernel_whose_gradient_can_be_nan(make):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    make()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_a_batch_without_any_label_has_loss_0(make, tokenizer):

@@ -18,6 +18,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from ..models.attention_kernels import avoid_cudnn_attention
 from ..models.rendering import batched, pad_rows
 from ..models.tokens import listed
 from ..ppo.formulas import (
@@ -90,6 +91,7 @@ class PPOTrainer:
         check_arguments(config, model, ref_model, tokenizer, num_shared_layers, training_data_collator)
         set_seed(config.seed)
         self.config, self.tokenizer, self.dataset, self.lr_scheduler = config, tokenizer, dataset, lr_scheduler
+        avoid_cudnn_attention()
         self.accelerator = Accelerator(
             log_with=config.log_with,
             project_config=ProjectConfiguration(**config.project_kwargs),

@@ -29,6 +29,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..core import signals
 from ..core.errors import Interrupted, UserError
+from ..models.attention_kernels import avoid_cudnn_attention
 from ..models.memory import keep_freed_memory
 from . import checkpoints
 
@@ -104,6 +105,7 @@ class ReliableTrainer(Trainer):
         self._unlogged = {}
         # This filter would hide NaN in the logs, and the log must agree with the checks here.
         self.args.logging_nan_inf_filter = False
+        avoid_cudnn_attention()
         if self.args.device.type == "cpu":
             keep_freed_memory()
         self._stop = StopWhenAsked(self.accelerator)
@@ -398,16 +400,23 @@ class GuardedTrainer(ReliableTrainer):
         norm = 0.0 if grad_norm is None or self.args.fp16 else float(grad_norm)
         finite = all(map(math.isfinite, (*losses, norm)))
         if on_any_rank(self.accelerator, not finite):
-            bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
-            number = bad[0] if bad else 0
             found = f"loss {sum(losses):.3g}, gradient norm {norm:.3g}" if not finite else "on another rank"
             raise FloatingPointError(
-                f"{self.place()}: not finite: {found}; micro-batch {number + 1} of {len(losses)}, rank "
-                f"{self.accelerator.process_index}, which begins {self._shown(batches[number][1])!r}. The weights are "
-                "still those of the step before and nothing was saved. Look at these rows, lower learning_rate or "
-                "max_grad_norm, or use bf16 or float32"
+                f"{self.place()}: not finite: {found}; {self._suspect(losses, batches)}. The weights are still those of "
+                "the step before and nothing was saved. Look at these rows, lower learning_rate or max_grad_norm, or "
+                "use bf16 or float32"
             )
         return grad_norm
+
+    def _suspect(self, losses: list[float], batches: list[tuple[torch.Tensor, dict[str, Any]]]) -> str:
+        """Say which micro-batch of a step has a loss that is not finite, or that none has."""
+        rank = self.accelerator.process_index
+        bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
+        if bad:
+            shown = self._shown(batches[bad[0]][1])
+            return f"micro-batch {bad[0] + 1} of {len(losses)}, rank {rank}, which begins {shown!r}"
+        shown = self._shown(batches[0][1])
+        return f"the loss of each of its micro-batches on rank {rank} is finite; the first one begins {shown!r}"
 
     def place(self) -> str:
         """Return the number of the next optimizer step as text, for error messages."""
