@@ -18,7 +18,7 @@ from sandan.core.text import aligned, display_width, visible
 from sandan.report.build import build_report, write_report
 from sandan.report.charts import stage_charts
 from sandan.report.checks import run_checks, stale_inputs
-from sandan.report.figures import headline, show, show_duration
+from sandan.report.figures import busy_seconds, headline, show, show_duration
 from sandan.report.page import render_html
 from sandan.report.terminal import render_table
 
@@ -575,3 +575,13 @@ def test_different_seeds_are_said(tmp_path):
     assert "seed 4: evaluate" in report["remarks"][0] and "seed 3: " in report["remarks"][0]
     assert report["remarks"][0] in (recipe_dir / "report" / "report.html").read_text()
     assert report["remarks"][0] in render_table(report)
+
+
+def test_stages_that_ran_side_by_side_count_once():
+    stages = [
+        {"finished": "2026-01-02T03:05:00+00:00", "wall_seconds": 60},
+        {"finished": "2026-01-02T03:04:50+00:00", "wall_seconds": 20},
+        {"finished": "2026-01-02T03:05:10+00:00", "wall_seconds": 30.5},
+        {"finished": "2026-01-03T03:00:00+00:00", "wall_seconds": 5},
+    ]
+    assert busy_seconds(stages) == pytest.approx(60 + 10 + 5)

@@ -1,7 +1,8 @@
 """The figures of a report: their names, their groups and their formatting."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 
@@ -175,6 +176,16 @@ def show(key: str, value: Any) -> str:
     else:
         text = f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}" if 0 < abs(value) < 0.01 else f"{value:.2f}"
     return text.replace("-", "−", 1) if value < 0 else text
+
+
+def busy_seconds(stages: Iterable[dict[str, Any]]) -> float:
+    """Return for how long at least one of these stages ran, in seconds; some run side by side."""
+    total, reached = 0.0, -math.inf
+    ends = [(datetime.fromisoformat(stage["finished"]).timestamp(), stage["wall_seconds"]) for stage in stages]
+    for begin, end in sorted((end - seconds, end) for end, seconds in ends):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
 
 
 def show_duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ from ..core.chain import STAGES
 from ..core.text import visible
 from ..evaluate.overoptimisation import best_of_n_curve, ppo_curve
 from .charts import diagnostic_charts, minimal_pairs_chart, overoptimisation_charts, scores_chart, stage_charts
-from .figures import MODELS, _cell, comparison_table, headline, is_number, label, show, show_duration
+from .figures import MODELS, _cell, busy_seconds, comparison_table, headline, is_number, label, show, show_duration
 
 
 def render_html(
@@ -54,7 +54,7 @@ def render_html(
         steps=training_steps(report, histories, details or {}),
         samples=by_group,
         titles={name: row.title for name, row in STAGES.items()},
-        wall_seconds=sum(stage["wall_seconds"] for stage in report["stages"].values()),
+        wall_seconds=busy_seconds(report["stages"].values()),
         devices=list(dict.fromkeys(stage["device"] for stage in report["stages"].values())),
         all_metrics={
             name: [(key, show(key, value)) for key, value in stage["metrics"].items()]
