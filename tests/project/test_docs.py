@@ -38,6 +38,8 @@ DOCUMENTS = [
     "docs/migration.md",
     "docs/own_models_and_data.md",
     "docs/command.md",
+    "docs/guide.md",
+    "docs/guide.ja.md",
     "SECURITY.md",
     "docs/ranking.md",
     *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/*/README.md")),
@@ -279,7 +281,7 @@ def test_a_recipe_of_ones_own_writes_to_its_own_folder(checkout):
 
 
 def test_the_table_of_stages_is_the_chain():
-    for name in ("README.md", "README.ja.md"):
+    for name in ("docs/guide.md", "docs/guide.ja.md"):
         assert tuple(re.findall(r"^\| `make (\w+)` \|", read(name), re.MULTILINE)) == CHAIN
 
 
@@ -354,22 +356,34 @@ def test_python_example_runs(tmp_path, block):
 # ------------------------------------------------------------------------------------------------ documents as such
 
 
-def test_both_languages_have_the_same_commands():
+# The pages in English and in Japanese.
+TWINS = [("README.md", "README.ja.md"), ("docs/guide.md", "docs/guide.ja.md")]
+
+
+@pytest.mark.parametrize("twins", TWINS)
+def test_both_languages_have_the_same_commands(twins):
     languages = ("bash", "sh", "console", "python", "yaml")
-    assert blocks("README.md", *languages) == blocks("README.ja.md", *languages)
+    english, japanese = (blocks(name, *languages) for name in twins)
+    assert english == japanese
 
 
-def test_both_languages_have_the_same_shape():
+@pytest.mark.parametrize("twins", TWINS)
+def test_both_languages_have_the_same_shape(twins):
     shapes = []
-    for name in ("README.md", "README.ja.md"):
+    for name in twins:
         text = re.sub(r"^```.*?^```$", "", read(name), flags=re.MULTILINE | re.DOTALL)
         headings = re.findall(r"^(#+) ", text, re.MULTILINE)
-        results = re.search(r"<!-- results:begin -->\n(.*?)<!-- results:end -->", text, re.DOTALL)
-        assert results, f"{name}: no block of results"
-        text = text.replace(results[0], "")
+        text = re.sub(r"<!-- results:begin -->\n(.*?)<!-- results:end -->", "", text, flags=re.DOTALL)
         items, cells = re.findall(r"^- ", text, re.MULTILINE), re.findall(r"^\|.*\|$", text, re.MULTILINE)
-        shapes.append((headings, len(items), len(cells), sorted(links(text) - {"README.md", "README.ja.md"})))
+        # The pages in Japanese name each other where those in English do.
+        targets = sorted({link.replace(".ja.md", ".md") for link in links(text)})
+        shapes.append((headings, len(items), len(cells), targets))
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ja.md"])
+def test_the_readme_has_results(name):
+    assert re.search(r"<!-- results:begin -->\n\|.*?<!-- results:end -->", read(name), re.DOTALL)
 
 
 @pytest.mark.parametrize("recipe", ["tiny", "english-small"])
@@ -392,8 +406,8 @@ def test_relative_links_exist(name):
     assert not missing, f"{name}: {missing}"
 
 
-def test_the_readme_names_files_and_folders_that_exist():
-    for name in ("README.md", "README.ja.md"):
+def test_the_guide_names_files_and_folders_that_exist():
+    for name in ("docs/guide.md", "docs/guide.ja.md"):
         for line in blocks(name, "text")[0].splitlines():
             place = line.split()[0]
             if place == "outputs/":
