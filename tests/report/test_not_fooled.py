@@ -160,3 +160,12 @@ def test_figures_of_judges_stand_in_groups_of_their_own():
     assert group["rows"][1]["cells"] == [("–", ""), ("62.5%", "55.0% – 70.0%")]
     assert [row["label"] for row in rest["rows"]] == ["reward model's score"]
     assert headline({"comparison": rows})["text"].startswith("0.10 → 0.40 is the mean score")
+
+
+def test_the_oracle_and_other_judges_have_a_line_each():
+    scores = {f"oracle/score{end}": score for end, score in (("", 0.7), ("_low", 0.65), ("_high", 0.75))}
+    better = {name: score + 0.2 for name, score in scores.items()}
+    judged = {"judge/human/win_rate": 0.4, "judge/human/win_rate_low": 0.35, "judge/human/win_rate_high": 0.45}
+    checks = run_checks({}, [{"model": "sft"} | scores, {"model": "ppo"} | better | judged])
+    found = {check["name"]: check["passed"] for check in checks if check["name"].startswith(JUDGED)}
+    assert found == {"PPO above SFT": True, "PPO above SFT by other judges": False}

@@ -95,7 +95,7 @@ def strict_figures(rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> di
         prompts = [str(number) for number, found in enumerate(own) for _ in found]
         values = {
             "prompt_strict": bootstrap_interval([float(all(found)) for found in own]),
-            "instruction_strict": bootstrap_interval([float(one) for one in chain(*own)], prompts),
+            "instruction_strict": bootstrap_interval([float(kept) for kept in chain(*own)], prompts),
         }
         for name, value in values.items():
             ends = (f"constraints/{group}/{name}{end}" for end in ("", "_low", "_high"))

@@ -199,7 +199,7 @@ class PPOTrainer:
             *listed(options.get("eos_token_id", model.generation_config.eos_token_id)),
         }
         side = "right" if self.is_encoder_decoder else "left"
-        ids, mask = (one.to(self.current_device) for one in pad_rows([row.tolist() for row in queries], side))
+        ids, mask = (tensor.to(self.current_device) for tensor in pad_rows([row.tolist() for row in queries], side))
         training = model.training
         model.eval()
         # Tutorials write -1 for answers of full length; transformers' word for it is None.
@@ -362,7 +362,7 @@ class PPOTrainer:
             (values - returns).square(),
             value_clipped.float(),
         )
-        return torch.stack([masked_sum(one, part.mask) for one in summed]), ratio.detach()
+        return torch.stack([masked_sum(numbers, part.mask) for numbers in summed]), ratio.detach()
 
     # ---- Logs, saving, the Hub ----
 

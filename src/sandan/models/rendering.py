@@ -87,7 +87,7 @@ def shortened(tokenizer: "PreTrainedTokenizerBase", turns: Turns, max_tokens: in
     system = next((at for at, turn in enumerate(turns) if turn["role"] not in SYSTEM_ROLES), len(turns))
     starts = [at for at in range(system + 1, len(turns)) if turns[at]["role"] == USER_ROLE]
     shorter = (turns[:system] + turns[start:] for start in starts)
-    fits = (one for one in (turns, *shorter) if len(encode_prompts(tokenizer, [one])[0]) <= max_tokens)
+    fits = (prompt for prompt in (turns, *shorter) if len(encode_prompts(tokenizer, [prompt])[0]) <= max_tokens)
     return next(fits, None)
 
 
@@ -146,7 +146,8 @@ def encode_rows(
     """
     befores = [render_prompt(tokenizer, prompt, **options) for prompt in prompts]
     ends = {
-        chat: _text_of(tokenizer, answer_end(tokenizer, chat)) for chat in {isinstance(one, list) for one in prompts}
+        chat: _text_of(tokenizer, answer_end(tokenizer, chat))
+        for chat in {isinstance(prompt, list) for prompt in prompts}
     }
     afters = []
     for prompt, before, answer, has_end in zip(prompts, befores, answers, ended or [True] * len(answers), strict=True):

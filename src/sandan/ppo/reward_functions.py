@@ -93,8 +93,8 @@ def check_columns(function: Callable, name: str, columns: Sequence[str]) -> None
     named = {PROMPTS, COMPLETIONS} & {parameter.name for parameter in parameters}
     open_kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     rest = [parameter for parameter in parameters if parameter.kind not in open_kinds]
-    rest = [one for one in rest if one.name not in named] if named else rest[2:]
-    missing = [one.name for one in rest if one.default is inspect.Parameter.empty and one.name not in columns]
+    rest = [parameter for parameter in rest if parameter.name not in named] if named else rest[2:]
+    missing = [given.name for given in rest if given.default is inspect.Parameter.empty and given.name not in columns]
     if missing:
         found = f"the training data has the columns {', '.join(columns)}"
         raise ValueError(f"reward {name}: needs {', '.join(missing)}, but {found}; {EXPECTED}")

@@ -55,8 +55,10 @@ def run_checks(
     detail = "bits per byte of unseen text: trained {low} {sign} untrained {high}"
     ends = pretrain.get("eval_bits_per_byte"), pretrain.get("untrained_bits_per_byte")
     check("pre-training learned", *ends, detail)
-    if not any(listed["name"] == "PPO above SFT" for listed in checks) or judges_of([ppo]):
-        checks += judge_checks(sft, ppo)
+    by_oracle = any(listed["name"] == "PPO above SFT" for listed in checks)
+    if not by_oracle or judges_of([ppo]):
+        name = "PPO above SFT by other judges" if by_oracle else "PPO above SFT"
+        checks += [judged | {"name": name} for judged in judge_checks(sft, ppo)]
     return checks + collapse_checks(sft, ppo, samples, max_kl_nats)
 
 
