@@ -10,6 +10,7 @@ import time
 import psutil
 import pytest
 from helpers import ROOT
+from helpers.checkout import make_checkout
 
 from sandan.command.runner import physical_cores, threads_of_a_stage
 
@@ -22,6 +23,8 @@ import os, pathlib, signal, sys, time
 
 config = pathlib.Path(sys.argv[2])
 stage = config.stem
+if os.environ.get("SANDAN_ONLY_SETTINGS"):
+    sys.exit("error: a mistake" if "mistake" in config.read_text() else 0)
 
 def wait_for(name):
     for _ in range(400):
@@ -118,6 +121,39 @@ def test_stages_that_do_not_need_each_other_run_side_by_side(checkout):
     assert re.search(r"^4 stages in \d+ s$", out, re.MULTILINE)
 
 
+def test_a_mistake_in_a_late_stage_shows_before_the_first_one_runs(checkout):
+    (checkout / "recipes" / "toy" / "evaluate.yaml").write_text("env: {}  # with a mistake")
+    code, out = run(checkout)
+    assert (code, out.strip()) == (1, "checking the settings of all stages\nerror: a mistake")
+    assert not finished(checkout)
+
+
+@pytest.mark.slow
+def test_an_option_that_does_not_exist_is_refused_before_the_stages_that_it_needs(tmp_path):
+    checkout = make_checkout(tmp_path / "checkout")
+    done = subprocess.run(
+        [sys.executable, "-m", "sandan.command", "ppo", "--learning_rat", "1e-3"],
+        check=False,
+        cwd=checkout,
+        env=os.environ | {"PYTHONPATH": str(checkout / "src")},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 2
+    assert re.search(r"^error: .*learning_rat.*learning_rate", done.stderr, re.MULTILINE), done.stderr
+    assert not (checkout / "outputs").exists()
+
+
+def test_the_reader_of_a_plan_may_stop_reading(checkout):
+    command = f"{sys.executable} -m sandan.command chain --recipe toy --plan | true"
+    environment = os.environ | {"PYTHONPATH": str(checkout / "src")}
+    done = subprocess.run(
+        ["bash", "-c", command], check=False, cwd=checkout, env=environment, capture_output=True, encoding="utf-8"
+    )
+    assert done.stderr == ""
+
+
 def test_a_second_run_starts_nothing(checkout):
     run(checkout)
     assert run(checkout) == (0, "nothing to do: no stage has to run again\n")
@@ -190,12 +226,13 @@ def test_ctrl_c_during_the_heavy_imports_stops_the_chain(checkout, seconds):
     for recipe in (checkout / "recipes" / "toy").glob("*.yaml"):
         recipe.write_text("seed: 0\n")
     process = start(checkout)
-    while "toy: tokenizer" not in process.stdout.readline():
+    while "checking the settings" not in process.stdout.readline():
         assert process.poll() is None
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT
+    # Before or after the script of the stage handles signals itself.
+    assert process.returncode in (75, 128 + signal.SIGINT)
     assert "Traceback" not in out and not finished(checkout)
     assert all_ended(process.pid)
 

@@ -29,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = 2
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of the output has enough, as in `sandan chain --plan | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
     sys.exit(code)
 
 

@@ -33,6 +33,7 @@ class Job:
         needs: the stages, of those that are to run, which must have run before.
         log: where its output goes if another stage has the terminal.
         python: whether the command is a script of this project on the CPU, so that it can be forked.
+        launched: whether `accelerate launch` starts it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Job:
     needs: frozenset[str] = frozenset()
     log: Path = Path(os.devnull)
     python: bool = False
+    launched: bool = False
 
     def __str__(self) -> str:
         return shlex.join([*(f"{name}={value}" for name, value in self.environment.items()), *self.command])
@@ -134,6 +136,7 @@ def make_job(
         request.recipe.output_dir(row.name).with_name(f"{row.name}.log"),
         # Variables that a recipe sets would come after the imports that read them.
         python=on_cpu and not re.search(r"^env:", request.recipe.text(row.name), re.MULTILINE),
+        launched=not on_cpu,
     )
 
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -80,6 +81,8 @@ class Runner:
         waiting = {job.name: job for job in jobs}
         with ThreadPoolExecutor(self.lanes) as waiters, self._signals_handled():
             forks = Forks() if use_forks else None
+            if len(jobs) > 1 and not self.keep_going and not self._settings_hold(jobs, forks):
+                return self.code
             while waiting or self.running:
                 while (job := self._next(waiting)) is not None:
                     del waiting[job.name]
@@ -92,6 +95,29 @@ class Runner:
         if waiting and self.signal is not None and not self.code:
             self.code = signals.REQUEUE_EXIT_CODE
         return self.code
+
+    def _settings_hold(self, jobs: Sequence[Job], forks: Forks | None) -> bool:
+        """Let every script on the CPU read its settings: a mistake in the last stage shows before the first one runs.
+
+        What a launcher starts is left out: its settings may be right only where it starts them.
+        """
+        say("checking the settings of all stages")
+        only_settings = os.environ | self.variables | {environment.ONLY_SETTINGS: "1"}
+        for job in jobs:
+            if job.launched:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                log = Path(folder, "log")
+                start = forks.start if forks is not None and job.python else start_program
+                code = start(job, log, only_settings | job.environment).wait()
+                if code != 0:
+                    print(log.read_text(encoding="utf-8", errors="replace").rstrip(), file=sys.stderr)
+                    self.failed.append(job.name)
+                    self.code = exit_code(code)
+            if self.signal is not None or self.code:
+                self.code = self.code or signals.REQUEUE_EXIT_CODE
+                return False
+        return True
 
     def _next(self, waiting: dict[str, Job]) -> Job | None:
         """Return the job that can start now, or None."""
@@ -116,8 +142,7 @@ class Runner:
             self._signal_all(self.signal)
 
     def _end(self, ended: Running, code: int) -> None:
-        # A process that was killed by signal N has the exit code -N; in a shell it is 128 + N.
-        code = 128 - code if code < 0 else code
+        code = exit_code(code)
         seconds = time.monotonic() - ended.began
         if ended.log is not None:
             how = f"done in {seconds:,.0f} s" if code == 0 else f"exit code {code}: {last_line(ended.log)}"
@@ -149,6 +174,11 @@ class Runner:
             if not future.done():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(running.started.pid, number)
+
+
+def exit_code(code: int) -> int:
+    """Return the exit code as a shell gives it: 128 + N for a process that was killed by signal N, whose code is -N."""
+    return 128 - code if code < 0 else code
 
 
 def say(line: str) -> None:

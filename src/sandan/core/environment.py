@@ -3,6 +3,10 @@
 import os
 
 
+# If it is set, a script reads its settings, says what is wrong with them, and does nothing else.
+ONLY_SETTINGS = "SANDAN_ONLY_SETTINGS"
+
+
 def set_defaults() -> None:
     """Set the variables that every process of this project starts with; those that the user has set stay."""
     # Threads that spin while they wait for one another take the core that another program needs: with two threads on

@@ -137,6 +137,8 @@ def _run(
     origins = parser.origins | ({"env": parser.environment_origin} if parser.environment else {})
     with preparing(effective_config(parsed) | variables, origins):
         _try_out(parsed)
+    if os.environ.get(environment.ONLY_SETTINGS):
+        return
     if not is_stage:
         main(*parsed)
         return
