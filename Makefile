@@ -112,6 +112,11 @@ test-launch: $(VENV)/.ready ## The benchmarks of several GPUs on two CPU process
 data: $(VENV)/.ready ## Write data/ again from the world's code (the same bytes)
 	$(BIN)/python -m sandan.world.generate data
 
+.PHONY: docs
+docs: $(VENV)/.ready ## Build the documents and the reference as a site, build/site (first: make setup EXTRAS=dev,docs)
+	@test -x $(BIN)/mkdocs || { echo "error: mkdocs is missing; run: make setup EXTRAS=dev,docs" >&2; exit 2; }
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 .PHONY: style
 style: $(VENV)/.ready ## Format and lint
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

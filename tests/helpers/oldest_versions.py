@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 SETUP = Path(__file__).parents[2] / "setup.cfg"
-REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)>=(?P<lowest>[\w.]+)(,<[\w.]+)?")
+REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(\[[\w,-]+\])?>=(?P<lowest>[\w.]+)(,<[\w.]+)?")
 
 
 def oldest_versions(text: str) -> list[str]:
@@ -28,7 +28,7 @@ def oldest_versions(text: str) -> list[str]:
     for requirement in "\n".join(blocks).split():
         found = REQUIREMENT.fullmatch(requirement)
         if found is None:
-            raise ValueError(f"setup.cfg: {requirement}: expected name>=lowest,<next, without spaces")
+            raise ValueError(f"setup.cfg: {requirement}: expected name>=lowest,<next or name[extra]>=lowest,<next, without spaces")
         name, version = found["name"], found["lowest"]
         if lowest.setdefault(name, version) != version:
             raise ValueError(f"setup.cfg: {name}: two lower bounds, {lowest[name]} and {version}; give it one")

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -40,6 +41,8 @@ DOCUMENTS = [
     "docs/command.md",
     "docs/guide.md",
     "docs/guide.ja.md",
+    "docs/index.md",
+    "docs/reference.md",
     "SECURITY.md",
     "docs/ranking.md",
     *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/*/README.md")),
@@ -436,6 +439,7 @@ def test_programs_start_from_a_bare_shell():
 ASKS_FOR_HELP = """
 import runpy, sys
 from pathlib import Path
+from types import SimpleNamespace
 for program in sys.argv[1:]:
     sys.argv, sys.path[0] = [program, "--help"], str(Path(program).parent)
     try:
@@ -443,3 +447,27 @@ for program in sys.argv[1:]:
     except SystemExit as ended:
         assert not ended.code, program
 """
+
+
+def test_the_site_has_every_page():
+    nav = yaml.safe_load(read("mkdocs.yml"))["nav"]
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert {name for entry in nav for name in entry.values()} == pages
+
+
+@pytest.mark.parametrize(
+    ("page", "text", "expected"),
+    [
+        ("guide.md", "[scaling](scaling.md#slurm)", "[scaling](scaling.md#slurm)"),
+        ("guide.md", "[README](../README.md)", "[README](index.md)"),
+        (
+            "guide.md",
+            "[data](../data/README.md), [paper](https://arxiv.org/abs/1)",
+            "data, [paper](https://arxiv.org/abs/1)",
+        ),
+        ("ppo.md", "[`code`](../src/sandan/ppo/trainer.py)", "`code`"),
+    ],
+)
+def test_links_on_the_site_lead_to_its_pages(page, text, expected):
+    hooks = runpy.run_path(str(ROOT / "docs" / "site" / "hooks.py"))
+    assert hooks["on_page_markdown"](text, SimpleNamespace(file=SimpleNamespace(src_uri=page))) == expected
