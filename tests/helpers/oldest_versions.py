@@ -28,7 +28,9 @@ def oldest_versions(text: str) -> list[str]:
     for requirement in "\n".join(blocks).split():
         found = REQUIREMENT.fullmatch(requirement)
         if found is None:
-            raise ValueError(f"setup.cfg: {requirement}: expected name>=lowest,<next or name[extra]>=lowest,<next, without spaces")
+            raise ValueError(
+                f"setup.cfg: {requirement}: expected name>=lowest,<next or name[extra]>=lowest,<next, without spaces"
+            )
         name, version = found["name"], found["lowest"]
         if lowest.setdefault(name, version) != version:
             raise ValueError(f"setup.cfg: {name}: two lower bounds, {lowest[name]} and {version}; give it one")
