@@ -261,7 +261,7 @@ def test_sandan_command_runs_or_is_accepted(checkout, specs, monkeypatch, comman
         copy_recipe(checkout)
     if words[1] == "init":
         return
-    runs_stages = words[1] in {*CHAIN, "chain", "demo", "check", "push"}
+    runs_stages = words[1] in {*CHAIN, "chain", "demo", "check", "chat", "push"}
     out = run_sandan(checkout, *words[1:], *(["--plan"] if runs_stages else []))
     assert out
     monkeypatch.chdir(checkout)

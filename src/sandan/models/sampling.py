@@ -1,13 +1,14 @@
 """Sampling of answers, the same way for every stage that samples: candidates, PPO and evaluate."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
 from .rendering import Prompt, batched, encode_prompts, pad_rows
 from .shrinking_sampling import sample_shrinking, shrinks
@@ -108,6 +109,61 @@ def sample_completions(
             progress.update(len(answers))
     model.train(training)
     return completions
+
+
+class _Stream(BaseStreamer):
+    """Hand the text so far to `show`; `generate` first puts the prompt here, then each token."""
+
+    def __init__(self, show: Callable[[str], None], decode: Callable[[list[int]], Completion]):
+        self.show, self.decode = show, decode
+        self.ids: list[int] | None = None
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.ids is None:
+            self.ids = []
+            return
+        self.ids += value.flatten().tolist()
+        # A token may end within a character; its remaining bytes follow.
+        self.show(self.decode(self.ids).text.rstrip("\ufffd"))
+
+    def end(self) -> None:
+        """Do nothing: whoever called `generate` has the whole answer."""
+
+
+@torch.no_grad()
+def stream_completion(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Prompt,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    show: Callable[[str], None],
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> Completion:
+    """Sample one answer and show it while it grows; it depends on nothing but these arguments.
+
+    Args:
+        model: a causal LM in eval mode.
+        show: gets the text so far after each token.
+        is_stopped: ends the answer where it is, once it returns true.
+    """
+    stops = find_stop_tokens(tokenizer, model.generation_config)
+    ids, mask = pad_rows(encode_prompts(tokenizer, [prompt]))
+    stream = _Stream(show, lambda ids: to_completion(tokenizer, ids, stops))
+    devices = [model.device] if model.device.type == "cuda" else []
+    with neutral_generation(model), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=sampling_config(tokenizer, max_new_tokens, temperature, stops),
+            streamer=stream,
+            stopping_criteria=[lambda ids, scores: torch.full((len(ids),), is_stopped(), device=ids.device)],
+        )
+    completion = stream.decode(stream.ids or [])
+    show(completion.text)
+    return completion
 
 
 def sample_ids(
