@@ -27,28 +27,54 @@ class ChatArguments:
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer; at most half of a model's positions."})
     temperature: float = field(default=0.7, metadata={"help": "Sampling temperature; 0 is greedy."})
     seed: int = field(default=0, metadata={"help": "The same question and seed give the same answers."})
+    host: str = field(
+        default="127.0.0.1", metadata={"help": "Address to listen at; others than loopback need --auth."}
+    )
+    port: int | None = field(default=None, metadata={"help": "Port; without it the first free one from 7860."})
+    auth: bool = field(
+        default=False, metadata={"help": "Ask for name and password, set in SANDAN_AUTH=name:password,..."}
+    )
 
 
 def main(args):
+    import os
     import sys
+
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
     from sandan.chat.speakers import Sampling, load_speakers
     from sandan.chat.terminal import TerminalChat
-    from sandan.core.errors import UserError
     from sandan.preference.judgement_log import JudgementLog, check_annotator
 
-    if not args.text:
-        raise UserError("text: the chat is in the terminal only; give --text")
     annotator = check_annotator(args.annotator or "chat")
     sampling = Sampling(args.max_new_tokens, args.temperature, args.seed)
     log = JudgementLog(args.log_file)
     speakers = load_speakers(args.models)
+    if not args.text:
+        return serve_page(args, annotator, sampling, log, speakers)
 
     def write(text):
         sys.stdout.write(text)
         sys.stdout.flush()
 
     TerminalChat(speakers, sampling, args.blind, log, annotator, input, write).run()
+
+
+def serve_page(args, annotator, sampling, log, speakers):
+    from pathlib import Path
+
+    from sandan.chat.chat_page import STYLE, ChatDesk, build_chat
+    from sandan.core.places import command_for
+    from sandan.preference.page import accounts_from_environment, asset, serve
+
+    blocks = build_chat(ChatDesk(speakers, log, sampling, args.blind), annotator)
+    accounts = accounts_from_environment() if args.auth else ()
+    address = serve(blocks, args.host, args.port, accounts, block=False, style=asset(*STYLE))
+    print(f"{', '.join(speaker.name for speaker in speakers)}: open {address}   (Ctrl+C ends it)", flush=True)
+    blocks.block_thread()
+    if log.path.exists():
+        recipe = Path(args.log_file).parent.name
+        print(f"next: {command_for('preferences', recipe, '--judgement_files', str(args.log_file))}")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from sandan.chat.conversation import Conversation, answer_round
 from sandan.chat.speakers import Sampling, load_speakers
 from sandan.core.errors import UserError
+from sandan.models.rendering import encode_prompts
 from sandan.models.sampling import sample_completions, stream_completion
 
 
@@ -21,6 +23,18 @@ def test_an_answer_streams_and_ends_as_the_other_stages_sample_it(model, tokeniz
     assert streamed == sampled and shown[-1] == streamed.text
     assert len(shown) == len(streamed.token_ids) + 1
     assert all("\ufffd" not in text[-1:] for text in shown[:-1])
+
+
+def test_the_noise_of_a_stream_samples_the_softmax(model, tokenizer):
+    turns = [{"role": "user", "content": QUESTION}]
+    with torch.no_grad():
+        ids = torch.tensor(encode_prompts(tokenizer, [turns]))
+        expected = (model(ids).logits[0, -1] / 0.8).softmax(-1)
+    expected[tokenizer.pad_token_id] = 0
+    drawn = [stream_completion(model, tokenizer, turns, 1, 0.8, seed, len).token_ids[0] for seed in range(200)]
+    found = torch.bincount(torch.tensor(drawn), minlength=len(expected)) / len(drawn)
+    likely = expected.topk(5).indices
+    assert (found[likely] - (expected / expected.sum())[likely]).abs().max() < 0.1
 
 
 def test_the_seed_alone_decides_an_answer(speakers, sampling):

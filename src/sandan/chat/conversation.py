@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from ..models.rendering import Prompt, Turns
@@ -111,18 +112,34 @@ class Conversation:
         return [*(turn for pair in turns for turn in pair), {"role": "user", "content": question}]
 
 
-def answer_round(asked: Round, show: Callable[[int, str], None] = lambda place, text: None) -> None:
-    """Let the models of a round answer, one after the other: the seed alone then decides what each says.
+def answer_round(
+    asked: Round, show: Callable[[int, str], None] = lambda place, text: None, side_by_side: bool = False
+) -> None:
+    """Let the models of a round answer; each says the same whether they do so at once or one after the other.
 
     Args:
         show: gets the place of a reply and its text so far, whenever it has grown.
-    """
-    for place, reply in enumerate(asked.replies):
+        side_by_side: give each model a thread of its own.
 
-        def grow(text: str, place: int = place, reply: Reply = reply) -> None:
+    Raises:
+        UserError: if a model cannot answer.
+    """
+
+    def answer(place: int) -> None:
+        reply = asked.replies[place]
+
+        def grow(text: str) -> None:
             reply.text = text
             show(place, text)
 
         if not asked.is_stopped:
             reply.speaker.answer(reply.turns, asked.sampling, grow, lambda: asked.is_stopped)
         reply.is_complete = True
+
+    places = range(len(asked.replies))
+    if not side_by_side:
+        for place in places:
+            answer(place)
+        return
+    with ThreadPoolExecutor(len(places)) as pool:
+        list(pool.map(answer, places))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from tqdm.auto import tqdm
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
 from .rendering import Prompt, batched, encode_prompts, pad_rows
@@ -111,6 +111,21 @@ def sample_completions(
     return completions
 
 
+class _Noise(LogitsProcessor):
+    """Add Gumbel noise, with which the largest logit is a sample of the softmax.
+
+    Its random stream is its own: threads that sample with torch's would change one another's answers.
+    """
+
+    def __init__(self, temperature: float, seed: int, device: torch.device):
+        self.temperature = temperature
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        noise = torch.empty_like(scores).exponential_(generator=self.generator).log()
+        return scores - self.temperature * noise
+
+
 class _Stream(BaseStreamer):
     """Hand the text so far to `show`; `generate` first puts the prompt here, then each token."""
 
@@ -143,6 +158,8 @@ def stream_completion(
 ) -> Completion:
     """Sample one answer and show it while it grows; it depends on nothing but these arguments.
 
+    Several threads can do so at once, each with a model of its own.
+
     Args:
         model: a causal LM in eval mode.
         show: gets the text so far after each token.
@@ -151,13 +168,13 @@ def stream_completion(
     stops = find_stop_tokens(tokenizer, model.generation_config)
     ids, mask = pad_rows(encode_prompts(tokenizer, [prompt]))
     stream = _Stream(show, lambda ids: to_completion(tokenizer, ids, stops))
-    devices = [model.device] if model.device.type == "cuda" else []
-    with neutral_generation(model), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    with neutral_generation(model):
         model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
-            generation_config=sampling_config(tokenizer, max_new_tokens, temperature, stops),
+            # Greedy: the noise samples.
+            generation_config=sampling_config(tokenizer, max_new_tokens, 0, stops),
+            logits_processor=[_Noise(temperature, seed, model.device)] if temperature else None,
             streamer=stream,
             stopping_criteria=[lambda ids, scores: torch.full((len(ids),), is_stopped(), device=ids.device)],
         )

@@ -352,6 +352,7 @@ CONDITIONS = [
         ("overlap_share",),
         ("annotate",),
     ),
+    Condition("host port auth", "the terminal (text) has no server", lambda s: not s.text, ("text",), ("chat",)),
 ]  # fmt: skip
 
 # Options that a library brings and that no stage uses, or not this one.
