@@ -38,6 +38,7 @@ DOCUMENTS = [
     "docs/migration.md",
     "docs/own_models_and_data.md",
     "docs/command.md",
+    "docs/chat.md",
     "SECURITY.md",
     "docs/ranking.md",
     *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/*/README.md")),
@@ -98,7 +99,8 @@ def distinct(*kinds):
 ACCELERATE = (".venv/bin/accelerate", "accelerate")
 PYTHON = (".venv/bin/python", "python")
 SANDAN = (".venv/bin/sandan", "sandan")
-CHECKED = {"make", *ACCELERATE, *PYTHON, *SANDAN}
+TRANSFORMERS = (".venv/bin/transformers",)
+CHECKED = {"make", *ACCELERATE, *PYTHON, *SANDAN, *TRANSFORMERS}
 # What make says to start a stage.
 STARTS_STAGE = re.compile(r"(ACCELERATE_USE_CPU=true |\S*accelerate launch )")
 
@@ -212,6 +214,14 @@ def test_make_command_is_accepted(checkout, specs, monkeypatch, command):
 def test_accelerate_command_is_parsed(checkout, specs, monkeypatch, command):
     monkeypatch.chdir(checkout)
     parse(specs, *launched(shlex.split(command), checkout))
+
+
+@pytest.mark.parametrize("command", distinct(*TRANSFORMERS))
+def test_transformers_command_is_parsed(command):
+    from transformers.cli.transformers import app
+
+    _, name, *arguments = shlex.split(command)
+    app.commands[name].make_context(name, arguments)
 
 
 @pytest.mark.slow
