@@ -102,7 +102,8 @@ def test_names_are_hidden_until_the_vote(speakers, sampling):
         (["a"] * 5, "models: 5; give 1 to 4"),
         (["x/sft", "y/sft"], "models: sft: two models have this name"),
         (["=x"], "models: '=x': expected NAME=FOLDER or FOLDER"),
-        (["a=./nothing"], "./nothing: no tokenizer can be loaded"),
+        (["a=./nothing"], "./nothing: models: no such folder"),
+        (["outputs/tiny/sfd"], "outputs/tiny/sfd: models: no such folder; run `make sfd RECIPE=tiny` first"),
     ],
 )
 def test_models_that_are_none_are_named(models, said):

@@ -61,6 +61,24 @@ def test_mistakes_are_lines_and_the_chat_goes_on(talk):
     assert "\u2400" not in shown
 
 
+def test_control_c_stops_the_answers_and_then_the_chat(speakers, sampling, tmp_path):
+    shown = []
+
+    def write(text):
+        shown.append(text)
+        if text == "\nsft: ":
+            raise KeyboardInterrupt
+
+    def read(prompt):
+        if len(shown) > 1:
+            raise KeyboardInterrupt
+        return "What does the cow eat?"
+
+    TerminalChat(speakers, sampling, False, JudgementLog(tmp_path / "log.jsonl"), "mei", read, write).run()
+    said = "".join(shown)
+    assert "\nppo: " not in said and "stopped\n(no vote: an answer is not complete)" in said
+
+
 @pytest.mark.slow
 def test_the_script_talks_in_the_terminal(folders, tmp_path):
     arguments = ["--models", *folders, "--log_file", tmp_path / "log.jsonl", "--text", "--max_new_tokens", "8"]

@@ -29,7 +29,7 @@ def asked(speakers, sampling):
 
 
 def test_a_vote_makes_a_pair_with_each_worse_answer(log, asked):
-    event = vote(log, "mei", asked, 1, seconds=2.5)
+    event = vote(log, "mei", asked, 1)
     assert read_lines(log.path) == [event] and JudgementLog(log.path).read() == [event]
     assert event["prompt"] == [{"role": "user", "content": "What does the cow eat?"}]
     pairs, ties = preference_pairs([event])
@@ -65,7 +65,7 @@ def test_two_models_that_say_the_same_are_one_answer(log, asked):
     "change, said",
     [
         (lambda asked: setattr(asked, "replies", asked.replies[:1]), "only one answer"),
-        (lambda asked: setattr(asked.replies[0], "is_complete", False), "not complete"),
+        (lambda asked: setattr(asked.replies[0], "completed_at", None), "not complete"),
         (lambda asked: setattr(asked, "is_stopped", True), "not complete"),
         (lambda asked: setattr(asked.replies[0], "text", " \n"), "an answer is empty"),
         (lambda asked: setattr(asked.replies[0], "turns", []), "different conversations"),

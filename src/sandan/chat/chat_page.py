@@ -3,14 +3,12 @@
 import json
 import logging
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
-from ..preference.judgement_event import DAY_SECONDS
 from ..preference.judgement_log import JudgementLog, new_ticket
 from ..preference.page import asset, page_of
 from .conversation import EQUAL, Conversation, Round, answer_round
@@ -31,10 +29,9 @@ MOST_ROUNDS = 100
 
 @dataclass
 class Talk:
-    """A conversation of one annotator, and when its last answer was complete."""
+    """A conversation of one annotator."""
 
     conversation: Conversation
-    completed_at: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -103,9 +100,8 @@ class ChatDesk:
             asked.error = f"this question was not answered: {type(error).__name__}"
         finally:
             asked.is_stopped |= asked.error is not None
-            talk.completed_at = time.monotonic()
             for reply in asked.replies:
-                reply.is_complete = True
+                reply.complete()
 
     def follow(self, annotator: str, data: dict[str, Any]) -> dict[str, Any]:
         """Return the last question and the text of its answers so far."""
@@ -127,8 +123,7 @@ class ChatDesk:
             if type(best) is not int:
                 raise UserError("best: expected the place of an answer")
             if judged.best != best:
-                seconds = time.monotonic() - talk.completed_at
-                vote(self.log, annotator, judged, best, round(seconds, 2) if seconds < DAY_SECONDS - 1 else None)
+                vote(self.log, annotator, judged, best)
         return self.follow(annotator, data)
 
     def take_back_vote(self, annotator: str, data: dict[str, Any]) -> dict[str, Any]:
@@ -144,6 +139,7 @@ class ChatDesk:
         talk = self._talks.get((annotator, str(data.get("conversation"))))
         if talk is None:
             raise UserError("this conversation is no longer there; reload the page")
+        self._talks.move_to_end((annotator, str(data.get("conversation"))))
         return talk
 
     @staticmethod
@@ -175,7 +171,7 @@ def state_of(asked: Round) -> dict[str, Any]:
 def _number(value: Any) -> int | float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UserError("temperature and seed: expected numbers")
-    return int(value) if float(value).is_integer() else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _whole(text: str) -> str:

@@ -1,6 +1,7 @@
 """A conversation with several models: each hears the same questions and keeps its own answers."""
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,12 +20,23 @@ class Reply:
 
     Args:
         turns: the conversation that the model read, the question at its end.
+        completed_at: when it ended, in seconds of the monotonic clock; None before.
     """
 
     speaker: Speaker
     turns: Turns
     text: str = ""
-    is_complete: bool = False
+    completed_at: float | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether the model will write no more."""
+        return self.completed_at is not None
+
+    def complete(self) -> None:
+        """Note that the model will write no more."""
+        if self.completed_at is None:
+            self.completed_at = time.monotonic()
 
 
 @dataclass
@@ -49,6 +61,10 @@ class Round:
     def is_complete(self) -> bool:
         """Return whether all replies are there."""
         return all(reply.is_complete for reply in self.replies)
+
+    def seconds_since_complete(self) -> float:
+        """Return how long all replies have been there."""
+        return time.monotonic() - max(reply.completed_at or 0.0 for reply in self.replies)
 
     @property
     def names_are_shown(self) -> bool:
@@ -134,7 +150,7 @@ def answer_round(
 
         if not asked.is_stopped:
             reply.speaker.answer(reply.turns, asked.sampling, grow, lambda: asked.is_stopped)
-        reply.is_complete = True
+        reply.complete()
 
     places = range(len(asked.replies))
     if not side_by_side:

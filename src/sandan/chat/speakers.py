@@ -9,7 +9,7 @@ from ..core.errors import UserError
 from ..core.stage import require_whole
 from ..data.chat import to_text
 from ..models.checks import positions_of
-from ..models.loading import check_vocabulary, load_causal_lm, load_tokenizer
+from ..models.loading import check_vocabulary, load_causal_lm, load_tokenizer, refuse_missing_folder
 from ..models.rendering import Prompt, Turns, shortened
 from ..models.sampling import Completion, stream_completion
 
@@ -33,7 +33,7 @@ class Sampling:
             raise UserError(f"max_new_tokens: {self.max_new_tokens}; an answer has 1 to 100,000 tokens")
         if not 0 <= self.temperature <= 10:
             raise UserError(f"temperature: {self.temperature}; it lies between 0 (greedy) and 10")
-        if not 0 <= self.seed < 2**32:
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise UserError(f"seed: {self.seed}; it is a whole number from 0 to 4,294,967,295")
 
 
@@ -117,6 +117,8 @@ def _named(model: str) -> tuple[str, str]:
 def _load(name: str, path: str) -> Speaker:
     if Path(path).is_dir():
         require_whole(Path(path))
+    else:
+        refuse_missing_folder(path, "models")
     tokenizer, model = load_tokenizer(path), load_causal_lm(path)
     check_vocabulary(model.config, tokenizer, path)
     return Speaker(name, model, tokenizer)

@@ -40,7 +40,7 @@ class TerminalChat:
         self.conversation = Conversation(speakers)
 
     def run(self) -> None:
-        """Talk until the end of the input or `/quit`."""
+        """Talk until `/quit`, Ctrl+C or the end of the input."""
         self.write(f"{HELP}\n")
         while True:
             try:
@@ -48,7 +48,8 @@ class TerminalChat:
                 if line == "/quit":
                     return
                 self._follow(line)
-            except EOFError:
+            except (EOFError, KeyboardInterrupt):
+                self.write("\n")
                 return
             except UserError as error:
                 self.write(f"{error}\n")

@@ -5,6 +5,7 @@ from typing import Any
 from ..core.errors import UserError
 from ..data.chat import prompt_id
 from ..preference.item_queue import item_identity
+from ..preference.judgement_event import DAY_SECONDS
 from ..preference.judgement_log import JudgementLog
 from .conversation import EQUAL, Round
 
@@ -19,14 +20,13 @@ OBSTACLES = {
 }
 
 
-def vote(log: JudgementLog, annotator: str, judged: Round, best: int, seconds: float | None = None) -> dict[str, Any]:
+def vote(log: JudgementLog, annotator: str, judged: Round, best: int) -> dict[str, Any]:
     """Log which answer is better than the others, which are equal among themselves, and return the event.
 
     A further vote on the same round replaces the one before.
 
     Args:
         best: the place of the better answer, or `EQUAL`.
-        seconds: from the last answer's end to the vote.
 
     Raises:
         UserError: if there can be no vote on this round, or the log cannot be written.
@@ -37,6 +37,7 @@ def vote(log: JudgementLog, annotator: str, judged: Round, best: int, seconds: f
         raise UserError(f"no vote: there is no answer {best + 1}")
     prompt, candidates = judged.prompt(), judged.candidates()
     chosen = candidates if best == EQUAL else [judged.replies[best].text]
+    seconds = judged.seconds_since_complete()
     identity = prompt_id({"prompt": prompt})
     names = [[reply.speaker.name for reply in judged.replies if reply.text == text] for text in candidates]
     event = log.append(
@@ -50,7 +51,7 @@ def vote(log: JudgementLog, annotator: str, judged: Round, best: int, seconds: f
             "prompt": prompt,
             "candidates": candidates,
             "ranks": [1 if text in chosen else 2 for text in candidates],
-            "seconds": seconds,
+            "seconds": round(seconds, 2) if seconds < DAY_SECONDS - 1 else None,
             "models": names,
             "blind": judged.blind,
             "temperature": judged.sampling.temperature,
