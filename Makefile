@@ -81,6 +81,10 @@ $(OUT)-seeds/%.json: $(VENV)/.ready force
 	+@$(SANDAN) chain $(RUN) --seed $*
 	@mkdir -p $(@D) && cp $(OUT)/report/report.json $@
 
+.PHONY: chat
+chat: $(VENV)/.ready ## Talk to the models of RECIPE side by side and vote; ARGS="--text" in the terminal
+	+@$(SANDAN) chat --recipe $(RECIPE) $(PLAN) $(ANNOTATOR:%=--annotator %) $(ARGS)
+
 ##@ Trust
 .PHONY: check
 check: $(VENV)/.ready ## Check RECIPE without training: settings, data, tokens, steps, memory, disk

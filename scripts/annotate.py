@@ -50,14 +50,8 @@ def main(args):
     from sandan.core.stage import require_whole
     from sandan.preference.item_queue import Queue, QueueSettings, load_items
     from sandan.preference.judgement_log import JudgementLog, check_annotator
-    from sandan.preference.ranking_page import (
-        Desk,
-        accounts_from_environment,
-        build_page,
-        keep_guidelines,
-        load_guidelines,
-        serve,
-    )
+    from sandan.preference.page import accounts_from_environment, serve
+    from sandan.preference.ranking_page import Desk, build_page, keep_guidelines, load_guidelines
 
     if args.annotator is not None:
         check_annotator(args.annotator)

@@ -4,9 +4,10 @@ CPU (the only place it runs):
     accelerate launch --config_file recipes/accelerate_configs/cpu.yaml scripts/constraints.py \
         --config recipes/smollm2-instructions/constraints.yaml
 
-From your own instructions (`prompt` or `messages`):
+From your own instructions (`prompt` or `messages`), judged by a file in IFEval's form:
     accelerate launch --config_file recipes/accelerate_configs/cpu.yaml scripts/constraints.py \
-        --config recipes/smollm2-instructions/constraints.yaml --data_files my.jsonl --eval_data_files ifeval.jsonl
+        --config recipes/smollm2-instructions/constraints.yaml \
+        --data_files my_prompts.jsonl --eval_data_files my_ifeval.jsonl
 """
 
 from dataclasses import dataclass, field

@@ -6,7 +6,7 @@ import pytest
 from helpers import OFFLINE, ROOT, TEXTS
 
 
-pytest_plugins = ["helpers.tiny_ppo"]
+pytest_plugins = ["helpers.tiny_ppo", "helpers.browser"]
 
 
 os.environ.update(OFFLINE)

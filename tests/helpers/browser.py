@@ -1,6 +1,7 @@
-"""A real browser and a real server for the tests of the ranking page."""
+"""A real browser and real servers for the tests of the pages, and what a program sends to them."""
 
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -26,6 +27,10 @@ FLAGS = [
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)")
 
 
+# The address of a page's Python functions.
+COMPONENT = "/gradio_api/component_server"
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -46,7 +51,8 @@ def serve_page(folder, rows, accounts=(), annotator="yuki", host="127.0.0.1"):
     """Serve a page from this process: (address, path of the log). It shows `rows`, none of them twice."""
     from sandan.preference.item_queue import Queue, QueueSettings, load_items
     from sandan.preference.judgement_log import JudgementLog
-    from sandan.preference.ranking_page import Desk, build_page, load_guidelines, serve
+    from sandan.preference.page import serve
+    from sandan.preference.ranking_page import Desk, build_page, load_guidelines
 
     path = write_candidates(folder / "candidates.jsonl", rows)
     log = JudgementLog(folder / "judgements.jsonl")
@@ -54,6 +60,20 @@ def serve_page(folder, rows, accounts=(), annotator="yuki", host="127.0.0.1"):
     blocks = build_page(Desk(queue, load_guidelines(None), "make preferences"), annotator)
     try:
         yield serve(blocks, host, free_port(), accounts, block=False), log.path
+    finally:
+        blocks.close()
+
+
+@contextlib.contextmanager
+def serve_chat(speakers, log_path, sampling, accounts=(), blind=False):
+    """Serve a chat page from this process: its address."""
+    from sandan.chat.chat_page import STYLE, ChatDesk, build_chat
+    from sandan.preference.judgement_log import JudgementLog
+    from sandan.preference.page import asset, serve
+
+    blocks = build_chat(ChatDesk(speakers, JudgementLog(log_path), sampling, blind), "mei")
+    try:
+        yield serve(blocks, "127.0.0.1", free_port(), accounts, block=False, style=asset(*STYLE))
     finally:
         blocks.close()
 
@@ -124,3 +144,67 @@ class Watch:
         assert not self.elsewhere, self.elsewhere
         unexpected = [error for error in self.errors if not any(text in error for text in self.allowed)]
         assert not unexpected, unexpected
+
+
+def calls_of(host):
+    """Return a function that makes the body of a call as the page sends it."""
+    connection = http.client.HTTPConnection(host, timeout=10)
+    connection.request("GET", "/config")
+    component = next(
+        part["id"] for part in json.load(connection.getresponse())["components"] if part["type"] == "html"
+    )
+    return lambda name, **data: json.dumps(
+        {"component_id": component, "session_hash": "s", "fn_name": name, "data": data}
+    )
+
+
+def cookie_of(host):
+    connection = http.client.HTTPConnection(host, timeout=10)
+    connection.request("GET", "/")
+    answer = connection.getresponse()
+    answer.read()
+    return answer.getheader("set-cookie").partition(";")[0]
+
+
+def post(address, body, path=COMPONENT, leave_out=(), **changed):
+    """Send what the page would send, with changed or missing headers: (status, text)."""
+    headers = {
+        "origin": f"http://{address}",
+        "content-type": "application/json",
+        "cookie": cookie_of(address),
+    } | changed
+    headers = {name.replace("_", "-"): value for name, value in headers.items() if name not in leave_out}
+    connection = http.client.HTTPConnection(address, timeout=10)
+    connection.request("POST", path, body, headers)
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium):
+    """`open_page(address, **context)` opens a page in a context of its own; all are checked at the end."""
+    opened = []
+
+    def open_one(address, **options):
+        context = chromium.new_context(**({"viewport": {"width": 1280, "height": 860}} | options))
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.watch = Watch(page)
+        opened.append((context, page))
+        page.goto(address)
+        return page
+
+    yield open_one
+    for context, page in opened:
+        page.watch.check()
+        context.close()

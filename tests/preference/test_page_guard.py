@@ -8,12 +8,11 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from helpers.browser import needs_browser, read_lines, serve_page
+from helpers.browser import COMPONENT, calls_of, cookie_of, needs_browser, post, read_lines, serve_page
 
 from sandan.preference.page_guard import BODY_BYTES, DOORS, FAILED_LOGINS, Throttle
 
 
-COMPONENT = "/gradio_api/component_server"
 ROUTES = [
     COMPONENT, "/login", "/gradio_api/queue/join", "/gradio_api/run/undo_last", "/gradio_api/api/undo_last",
     "/gradio_api/call/undo_last", "/gradio_api/upload", "/gradio_api/reset", "/gradio_api/cancel",
@@ -67,46 +66,12 @@ def elsewhere():
     server.server_close()
 
 
-def calls_of(host):
-    """Return a function that makes the body of a call as the page sends it."""
-    connection = http.client.HTTPConnection(host, timeout=10)
-    connection.request("GET", "/config")
-    component = next(
-        part["id"] for part in json.load(connection.getresponse())["components"] if part["type"] == "html"
-    )
-    return lambda name, **data: json.dumps(
-        {"component_id": component, "session_hash": "s", "fn_name": name, "data": data}
-    )
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """One page for this module: (host:port, path of the log)."""
     rows = [{"prompt": f"Q{number}", "candidates": ["a", "b"]} for number in range(30)]
     with serve_page(tmp_path_factory.mktemp("guard"), rows) as (address, log_path):
         yield address.split("/")[2], log_path
-
-
-def cookie_of(host):
-    connection = http.client.HTTPConnection(host, timeout=10)
-    connection.request("GET", "/")
-    answer = connection.getresponse()
-    answer.read()
-    return answer.getheader("set-cookie").partition(";")[0]
-
-
-def post(address, body, path=COMPONENT, leave_out=(), **changed):
-    """Send what the page would send, with changed or missing headers: (status, text)."""
-    headers = {
-        "origin": f"http://{address}",
-        "content-type": "application/json",
-        "cookie": cookie_of(address),
-    } | changed
-    headers = {name.replace("_", "-"): value for name, value in headers.items() if name not in leave_out}
-    connection = http.client.HTTPConnection(address, timeout=10)
-    connection.request("POST", path, body, headers)
-    answer = connection.getresponse()
-    return answer.status, answer.read().decode()
 
 
 @pytest.mark.slow

@@ -13,16 +13,8 @@ from sandan.core.errors import UserError
 from sandan.core.text import HIDDEN
 from sandan.preference.item_queue import Queue, QueueSettings, load_items
 from sandan.preference.judgement_log import JudgementLog, competition_ranks, standing_judgements
-from sandan.preference.ranking_page import (
-    REASONS,
-    Desk,
-    Guidelines,
-    accounts_from_environment,
-    asset,
-    keep_guidelines,
-    load_guidelines,
-    serve,
-)
+from sandan.preference.page import accounts_from_environment, asset, serve
+from sandan.preference.ranking_page import REASONS, Desk, Guidelines, keep_guidelines, load_guidelines
 
 
 SECRET = "secret-model-7b"
@@ -444,7 +436,7 @@ def test_notes_are_cut_and_hold_no_half_characters(desk):
 def test_both_languages_say_the_same_things():
     strings = json.loads(asset("strings.json"))
     assert set(strings["en"]) == set(strings["ja"])
-    used = set(re.findall(r'\bt\("(\w+)"\)', asset("page.js"))) | set(REASONS)
+    used = set(re.findall(r'\bt\("(\w+)"\)', asset("common.js") + asset("page.js"))) | set(REASONS)
     assert used <= set(strings["en"])
 
 

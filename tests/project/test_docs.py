@@ -43,6 +43,7 @@ DOCUMENTS = [
     "docs/guide.ja.md",
     "docs/index.md",
     "docs/reference.md",
+    "docs/chat.md",
     "SECURITY.md",
     "docs/ranking.md",
     *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/*/README.md")),
@@ -59,6 +60,7 @@ SMALLER = {
     "reward": f"{TRAINER} --torch_compile false",
     "ppo": "--use_cpu --bf16 false --total_episodes 8 --per_device_train_batch_size 4 --per_device_eval_batch_size 8 "
     "--gradient_accumulation_steps 1 --response_length 8",
+    "constraints": "--prompts_per_instruction 1",
     "evaluate": "--max_prompts 4 --max_new_tokens 8",
     "report": "",
 }
@@ -103,7 +105,8 @@ def distinct(*kinds):
 ACCELERATE = (".venv/bin/accelerate", "accelerate")
 PYTHON = (".venv/bin/python", "python")
 SANDAN = (".venv/bin/sandan", "sandan")
-CHECKED = {"make", *ACCELERATE, *PYTHON, *SANDAN}
+TRANSFORMERS = (".venv/bin/transformers",)
+CHECKED = {"make", *ACCELERATE, *PYTHON, *SANDAN, *TRANSFORMERS}
 # What make says to start a stage.
 STARTS_STAGE = re.compile(r"(ACCELERATE_USE_CPU=true |\S*accelerate launch )")
 
@@ -123,6 +126,9 @@ def checkout(tmp_path_factory):
             {"prompt": question, "chosen": answer, "rejected": "I do not care."} for question, answer in rows
         ],
         "my_prompts.jsonl": [{"prompt": question} for question in questions],
+        "my_ifeval.jsonl": [
+            {"prompt": "Count to three.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+        ],
     }
     for name, content in files.items():
         with (gzip.open if name.endswith(".gz") else open)(folder / name, "wt", encoding="utf-8") as stream:
@@ -219,6 +225,14 @@ def test_accelerate_command_is_parsed(checkout, specs, monkeypatch, command):
     parse(specs, *launched(shlex.split(command), checkout))
 
 
+@pytest.mark.parametrize("command", distinct(*TRANSFORMERS))
+def test_transformers_command_is_parsed(command):
+    from transformers.cli.transformers import app
+
+    _, name, *arguments = shlex.split(command)
+    app.commands[name].make_context(name, arguments)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", distinct(*PYTHON))
 def test_python_command_runs_or_is_parsed(checkout, specs, monkeypatch, command):
@@ -266,7 +280,7 @@ def test_sandan_command_runs_or_is_accepted(checkout, specs, monkeypatch, comman
         copy_recipe(checkout)
     if words[1] == "init":
         return
-    runs_stages = words[1] in {*CHAIN, "chain", "demo", "check", "push"}
+    runs_stages = words[1] in {*CHAIN, "chain", "demo", "check", "chat", "push"}
     out = run_sandan(checkout, *words[1:], *(["--plan"] if runs_stages else []))
     assert out
     monkeypatch.chdir(checkout)

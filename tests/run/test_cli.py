@@ -16,12 +16,12 @@ from sandan.core.errors import GateError, UserError
 from sandan.run import cli
 
 
-WITHOUT_TRAINER = ("annotate", "judge", "preferences", "push", "rank", "report")
+WITHOUT_TRAINER = ("annotate", "chat", "judge", "preferences", "push", "rank", "report")
 SCRIPTS = sorted(path.stem for path in ROOT.glob("scripts/*.py"))
 
 
 def test_every_stage_of_the_chain_has_a_script():
-    assert set(SCRIPTS) == {row.script or row.name for row in ROWS} | {"annotate", "judge", "push"}
+    assert set(SCRIPTS) == {row.script or row.name for row in ROWS} | {"annotate", "chat", "judge", "push"}
 
 
 @pytest.mark.parametrize("stage", SCRIPTS)

@@ -13,6 +13,7 @@ COMMANDS = {
     "init": "Copy a recipe to recipes/NAME, to edit it",
     "recipes": "List the recipes",
     "check": "Check a recipe without training: settings, data, tokens, steps, memory, disk",
+    "chat": "Talk to the models of a recipe side by side, in the browser or (--text) in the terminal, and vote",
     "push": "Push the results of a recipe to the Hub, private: sandan push --hub_id alice/tiny",
     "completion": "Print the completion script of a shell",
 }
@@ -32,7 +33,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sandan {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
-        has_script = name in STAGES or name == "push"
+        has_script = name in STAGES or name in ("chat", "push")
         command = commands.add_parser(
             name, help=summary, description=f"{summary}.", allow_abbrev=False, add_help=not has_script
         )
@@ -71,5 +72,5 @@ def add_options(command: ArgumentParser, name: str) -> None:
         )
     if name == "rank":
         command.add_argument("--annotator", metavar="NAME", help="who ranks, on a page in the browser")
-    if runs_stages or name in ("check", "push"):
+    if runs_stages or name in ("check", "chat", "push"):
         command.add_argument("--plan", action="store_true", help="print the commands and run none")

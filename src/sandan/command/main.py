@@ -10,14 +10,15 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..core.chain import STAGES
 from ..core.errors import UserError
-from ..core.places import shown
+from ..core.places import command_for, shown
 from .arguments import COMMANDS, make_parser
 from .names import nearest
 from .plan import CPU, Job, Request, find_launch_file, make_job, plan, script, this_python
-from .recipes import Recipe, all_recipes, copy_recipe, find_recipe
+from .recipes import RESULT, Recipe, all_recipes, copy_recipe, find_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -78,8 +79,8 @@ def open_ranking_page(recipe: Recipe, args: Namespace, options: list[str]) -> in
     """
     jobs = plan(Request(recipe, args.launch, "candidates"))
     candidates_file = str(recipe.output_dir("candidates") / "candidates.jsonl")
-    log_file = f"annotations/{recipe.name}/judgements.jsonl"
-    arguments = ("--candidates_file", candidates_file, "--log_file", log_file, "--annotator", args.annotator)
+    files = ("--candidates_file", candidates_file, "--log_file", recipe.judgement_file())
+    arguments = (*files, "--annotator", args.annotator)
     command = (this_python(), shown(script("annotate")), *arguments, *options)
     page = Job("rank", recipe.name, command, needs=frozenset(job.name for job in jobs))
     return run_jobs([*jobs, page], args)
@@ -147,6 +148,32 @@ def push(args: Namespace, options: list[str]) -> int:
     return run_program(command, args.plan)
 
 
+def chat(args: Namespace, options: list[str]) -> int:
+    """Talk to the models of a recipe, or to those that the options name."""
+    recipe = find_recipe(args.recipe)
+    given = {option.partition("=")[0] for option in options}
+    # What people did lies outside `outputs/`, as that of the ranking page.
+    log = () if "--log_file" in given else ("--log_file", recipe.judgement_file())
+    models = () if "--models" in given else ("--models", *models_of(recipe, only_finished=not args.plan))
+    return run_program((this_python(), shown(script("chat")), *models, *log, *options), args.plan)
+
+
+def models_of(recipe: Recipe, only_finished: bool) -> list[str]:
+    """Return the models that the recipe compares, each as `NAME=FOLDER`.
+
+    Args:
+        only_finished: leave out the stages that have not made theirs yet.
+
+    Raises:
+        UserError: if none is left of those that the recipe trains.
+    """
+    models, own = recipe.evaluated_models(), {str(recipe.output_dir(row.name)) for row in recipe.rows}
+    missing = {name for name, path in models.items() if path in own and not (Path(path) / RESULT).is_file()}
+    if only_finished and missing >= {name for name, path in models.items() if path in own}:
+        raise UserError(f"{recipe.name}: no model is trained yet; run `{command_for('chain', recipe.name)}` first")
+    return [f"{name}={path}" for name, path in models.items() if not only_finished or name not in missing]
+
+
 def completion(args: Namespace, options: list[str]) -> int:
     """Print the completion script of a shell."""
     refuse(options)
@@ -174,6 +201,7 @@ def refuse(options: list[str]) -> None:
 
 
 COMMAND_FUNCTIONS = {
+    "chat": chat,
     "check": check,
     "completion": completion,
     "init": init,

@@ -14,11 +14,10 @@ from pathlib import Path
 
 from ..core.chain import StageRow
 from ..core.places import HOME, shown
-from .recipes import Recipe, find_launch_file
+from .recipes import RESULT, Recipe, find_launch_file
 
 
 CPU = "cpu"
-RESULT = "result.json"
 
 
 @dataclass(frozen=True)

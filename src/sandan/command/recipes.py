@@ -14,6 +14,7 @@ from .names import nearest
 RECIPES = Path("recipes")
 # A folder of launch files, not a recipe.
 LAUNCH_FILES = "accelerate_configs"
+RESULT = "result.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -52,8 +53,26 @@ class Recipe:
 
     def output_dir(self, stage: str) -> Path:
         """Return the stage's output folder, as its YAML file names it."""
-        found = re.search(r"^output_dir:\s*[\"']?([^\s\"'#]+)", self.text(stage), re.MULTILINE)
-        return Path(found[1]) if found else Path("outputs", self.name, stage)
+        return Path(self.setting(stage, "output_dir") or Path("outputs", self.name, stage))
+
+    def setting(self, stage: str, key: str) -> str | None:
+        """Return the word that the stage's YAML file gives for a key, or None."""
+        found = re.search(rf"^{key}:\s*[\"']?([^\s\"'#]+)", self.text(stage), re.MULTILINE)
+        return found[1] if found else None
+
+    def judgement_file(self) -> str:
+        """Return the log of what people judged."""
+        return f"annotations/{self.name}/judgements.jsonl"
+
+    def evaluated_models(self) -> dict[str, str]:
+        """Return the models that the evaluation compares: the folders of its own stages, or what `evaluate.yaml` names."""
+        models = {}
+        for row in STAGES.values():
+            if row.evaluated_as and row in self.rows:
+                models[row.evaluated_as] = str(self.output_dir(row.name))
+            elif row.evaluated_as and self.file("evaluate").is_file():
+                models[row.evaluated_as] = self.setting("evaluate", f"{row.evaluated_as}_model")
+        return {name: path for name, path in models.items() if path}
 
     def local_inputs(self, stage: str) -> list[Path]:
         """Return the files and folders outside `outputs/` that the stage's YAML file names and that are there."""

@@ -55,12 +55,18 @@ def require_model(path: str | None, stage: Stage, key: str = "model_name_or_path
             wanted = ("config.json", "adapter_config.json")
         if not any((folder / name).is_file() for name in wanted):
             raise UserError(f"{path}: {key}: no {wanted[0]} in it; another folder, or its stage did not finish")
-    elif folder.parts[0] == "outputs" or path[0] in "./~" or len(folder.parts) > 2:
-        hint = f"; run `{command_for(folder.name, folder.parent.name)}` first" if folder.parts[0] == "outputs" else ""
-        raise UserError(f"{path}: {key}: no such folder{hint}")
     else:
+        refuse_missing_folder(path, key)
         stage.inputs[f"hub:{path}"] = "not hashed (Hub name)"
     return path
+
+
+def refuse_missing_folder(path: str, key: str) -> None:
+    """Raise [`UserError`] if a path that is no folder does not look like a Hub name either."""
+    folder = Path(path)
+    if folder.parts[0] == "outputs" or path[0] in "./~" or len(folder.parts) > 2:
+        hint = f"; run `{command_for(folder.name, folder.parent.name)}` first" if folder.parts[0] == "outputs" else ""
+        raise UserError(f"{path}: {key}: no such folder{hint}")
 
 
 def load_tokenizer(path: str, revision: str = "main", padding_side: str = "right") -> "PreTrainedTokenizerBase":

@@ -6,7 +6,7 @@ two stay apart: the model must sample the answer after exactly these ids.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -79,15 +79,23 @@ def encode_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Promp
     return _encode(tokenizer, prompts, [render_prompt(tokenizer, prompt, **options) for prompt in prompts])
 
 
-def shortened(tokenizer: "PreTrainedTokenizerBase", turns: Turns, max_tokens: int) -> Turns | None:
+def shortened(
+    tokenizer: "PreTrainedTokenizerBase",
+    turns: Turns,
+    max_tokens: int,
+    as_prompt: Callable[[Turns], Prompt] = lambda turns: turns,
+) -> Turns | None:
     """Return a conversation of at most `max_tokens` tokens: the oldest turns go, the system's turns at the start stay.
 
     What stays begins with a user's turn, as chat templates expect. None, if the last of these alone is too long.
+
+    Args:
+        as_prompt: makes the prompt that the model reads of the turns.
     """
     system = next((at for at, turn in enumerate(turns) if turn["role"] not in SYSTEM_ROLES), len(turns))
     starts = [at for at in range(system + 1, len(turns)) if turns[at]["role"] == USER_ROLE]
     shorter = (turns[:system] + turns[start:] for start in starts)
-    fits = (prompt for prompt in (turns, *shorter) if len(encode_prompts(tokenizer, [prompt])[0]) <= max_tokens)
+    fits = (kept for kept in (turns, *shorter) if len(encode_prompts(tokenizer, [as_prompt(kept)])[0]) <= max_tokens)
     return next(fits, None)
 
 

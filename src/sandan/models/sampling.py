@@ -1,13 +1,14 @@
 """Sampling of answers, the same way for every stage that samples: candidates, PPO and evaluate."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from tqdm.auto import tqdm
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor
+from transformers.generation.streamers import BaseStreamer
 
 from .rendering import Prompt, batched, encode_prompts, pad_rows
 from .shrinking_sampling import sample_shrinking, shrinks
@@ -108,6 +109,78 @@ def sample_completions(
             progress.update(len(answers))
     model.train(training)
     return completions
+
+
+class _Noise(LogitsProcessor):
+    """Add Gumbel noise, with which the largest logit is a sample of the softmax.
+
+    Its random stream is its own: threads that sample with torch's would change one another's answers.
+    """
+
+    def __init__(self, temperature: float, seed: int, device: torch.device):
+        self.temperature = temperature
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        noise = torch.empty_like(scores).exponential_(generator=self.generator).log()
+        return scores - self.temperature * noise
+
+
+class _Stream(BaseStreamer):
+    """Hand the text so far to `show`; `generate` first puts the prompt here, then each token."""
+
+    def __init__(self, show: Callable[[str], None], decode: Callable[[list[int]], Completion]):
+        self.show, self.decode = show, decode
+        self.ids: list[int] | None = None
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.ids is None:
+            self.ids = []
+            return
+        self.ids += value.flatten().tolist()
+        # A token may end within a character; its remaining bytes follow.
+        self.show(self.decode(self.ids).text.rstrip("\ufffd"))
+
+    def end(self) -> None:
+        """Do nothing: whoever called `generate` has the whole answer."""
+
+
+@torch.no_grad()
+def stream_completion(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Prompt,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    show: Callable[[str], None],
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> Completion:
+    """Sample one answer and show it while it grows; it depends on nothing but these arguments.
+
+    Several threads can do so at once, each with a model of its own.
+
+    Args:
+        model: a causal LM in eval mode.
+        show: gets the text so far after each token.
+        is_stopped: ends the answer where it is, once it returns true.
+    """
+    stops = find_stop_tokens(tokenizer, model.generation_config)
+    ids, mask = pad_rows(encode_prompts(tokenizer, [prompt]))
+    stream = _Stream(show, lambda ids: to_completion(tokenizer, ids, stops))
+    with neutral_generation(model):
+        model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            # Greedy: the noise samples.
+            generation_config=sampling_config(tokenizer, max_new_tokens, 0, stops),
+            logits_processor=[_Noise(temperature, seed, model.device)] if temperature else None,
+            streamer=stream,
+            stopping_criteria=[lambda ids, scores: torch.full((len(ids),), is_stopped(), device=ids.device)],
+        )
+    completion = stream.decode(stream.ids or [])
+    show(completion.text)
+    return completion
 
 
 def sample_ids(

@@ -1,38 +1,25 @@
-"""The ranking page: one Gradio component whose script calls the queue, by default served to this machine only.
-
-The page shows prompt, answers, guidelines and the annotator's own progress. Text written by a model leaves the server
-as JSON and enters the document as text nodes. Every request passes [`sandan.preference.page_guard.PageGuard`], whose
-content security policy allows requests to the page's own server only, whatever a candidate contains.
-"""
+"""The ranking page: it shows prompt, answers, guidelines and the annotator's own progress, and calls the queue."""
 
 import hashlib
 import json
-import logging
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
-from ..core.text import HIDDEN
 from .item_queue import AlreadySettled, Item, Queue
 from .judgement_event import DAY_SECONDS
-from .judgement_log import check_annotator
-from .page_guard import PageGuard
+from .page import asset, page_of
 
 
 if TYPE_CHECKING:
     import gradio
 
-logger = logging.getLogger(__name__)
-
 FLAGS = ("harmful", "wrong", "off_topic", "broken")
 REASONS = ("cannot_judge", "all_bad", "unclear", "offensive")
 NOTE_CHARACTERS = 2000
 LANGUAGES = ("en", "ja")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -52,11 +39,6 @@ class Guidelines:
         from markdown_it import MarkdownIt
 
         return MarkdownIt("commonmark", {"html": False}).disable("image").render(self.text)
-
-
-def asset(name: str) -> str:
-    """Return the text of a file that comes with the package."""
-    return (resources.files(__package__) / "assets" / name).read_text(encoding="utf-8")
 
 
 def load_guidelines(path: str | None) -> dict[str, Guidelines]:
@@ -180,104 +162,12 @@ def build_page(desk: Desk, annotator: str | None) -> "gradio.Blocks":
         desk: answers the page's calls.
         annotator: whose page opens if the address names nobody. The name of a login overrides both.
     """
-    import gradio
-
     settings = {
         "strings": json.loads(asset("strings.json")),
         "annotator": annotator,
         "flags": FLAGS,
         "reasons": REASONS,
         "note_characters": NOTE_CHARACTERS,
-        "hidden": HIDDEN,
     }
-
-    def handler(action: Callable[[str, dict[str, Any]], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-        def answer(data: dict[str, Any], request: gradio.Request) -> dict[str, Any]:
-            try:
-                if not isinstance(data, dict):
-                    raise UserError("expected a JSON object")
-                return action(check_annotator(login(blocks, request) or data.get("annotator")), data)
-            except UserError as error:
-                return {"error": str(error)}
-
-        answer.__name__ = action.__name__
-        return answer
-
-    with gradio.Blocks(title="sandan", fill_width=True, analytics_enabled=False) as blocks:
-        gradio.HTML(
-            value=json.dumps(settings),
-            html_template="<div class='sandan'></div><div data-settings hidden>${value}</div>",
-            js_on_load=asset("page.js"),
-            apply_default_css=False,
-            server_functions=[
-                handler(action) for action in (desk.open_item, desk.judge_item, desk.skip_item, desk.undo_last)
-            ],
-        )
-    return blocks
-
-
-def login(blocks: "gradio.Blocks", request: Any) -> str | None:
-    """Return the name with which the sender of a request logged in, or None without a login."""
-    cookie = blocks.app.cookie_id
-    tokens = (request.cookies.get(f"{kind}-{cookie}") for kind in ("access-token", "access-token-unsecure"))
-    return next((blocks.app.tokens[token] for token in tokens if token in blocks.app.tokens), None)
-
-
-def serve(
-    blocks: "gradio.Blocks", host: str, port: int | None, accounts: Sequence[tuple[str, str]], block: bool = True
-) -> str:
-    """Serve the page until interrupted.
-
-    Args:
-        host: the address to listen at.
-        port: None takes the first free one from 7860.
-        accounts: names and passwords; required for every host except loopback.
-        block: if false, return the page's address at once.
-
-    Raises:
-        UserError: if the host is not loopback and there are no accounts, or the port is taken.
-    """
-    import gradio
-    from starlette.middleware import Middleware
-
-    if host not in LOOPBACK and not accounts:
-        raise UserError(
-            f"host: {host} can be reached from outside; give --auth and set SANDAN_AUTH=name:password,name:password"
-        )
-    if host not in LOOPBACK:
-        logger.warning("warning: %s listens beyond this machine, without TLS; whoever has a password can judge", host)
-    try:
-        _, address, _ = blocks.launch(
-            server_name=host,
-            server_port=port,
-            auth=list(accounts) or None,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            ssr_mode=False,
-            mcp_server=False,
-            enable_monitoring=False,
-            pwa=False,
-            footer_links=[],
-            max_file_size=1,
-            app_kwargs={"middleware": [Middleware(PageGuard, hosts=LOOPBACK if host in LOOPBACK else None)]},
-            theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-            head=f"<style>{asset('page.css')}</style>",
-        )
-    except OSError:
-        raise UserError(f"port: {port or '7860 to 7959'}: taken by another program; give another --port") from None
-    if block:
-        blocks.block_thread()
-    return address
-
-
-def accounts_from_environment() -> list[tuple[str, str]]:
-    """Read names and passwords from `SANDAN_AUTH` (`name:password,name:password`), so that no command line shows them.
-
-    Raises:
-        UserError: if the variable is missing or not of that form.
-    """
-    accounts = [tuple(entry.partition(":")[::2]) for entry in os.environ.get("SANDAN_AUTH", "").split(",")]
-    if not all(name and password for name, password in accounts):
-        raise UserError("auth: set the environment variable SANDAN_AUTH=name:password,name:password")
-    return [(check_annotator(name), password) for name, password in accounts]
+    actions = (desk.open_item, desk.judge_item, desk.skip_item, desk.undo_last)
+    return page_of(settings, asset("page.js"), actions)

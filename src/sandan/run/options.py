@@ -352,6 +352,7 @@ CONDITIONS = [
         ("overlap_share",),
         ("annotate",),
     ),
+    Condition("host port auth", "the terminal (text) has no server", lambda s: not s.text, ("text",), ("chat",)),
 ]  # fmt: skip
 
 # Options that a library brings and that no stage uses, or not this one.
@@ -460,6 +461,7 @@ ALWAYS = frozenset(
         "base_url",
         "batch_size",
         "bf16",
+        "blind",
         "block_size_tokens",
         "broken_answer_share",
         "candidates_file",
@@ -556,6 +558,7 @@ ALWAYS = frozenset(
         "model_init_kwargs",
         "model_name_or_path",
         "model_revision",
+        "models",
         "neftune_noise_alpha",
         "num_mini_batches",
         "num_ppo_epochs",
@@ -605,6 +608,7 @@ ALWAYS = frozenset(
         "streaming",
         "target_kl",
         "temperature",
+        "text",
         "text_file",
         "tf32",
         "timeout_seconds",

@@ -1,70 +1,14 @@
-// The ranking page. Gradio runs this once with `element` (its HTML component) and `server` (the Python functions).
-// Whatever a model wrote reaches the document as text nodes only.
-const given = element.querySelector("[data-settings]");
-const settings = JSON.parse(given.textContent);
-given.remove();
-const root = element.querySelector(".sandan");
-const query = new URLSearchParams(location.search);
-const remembered = (key, fallback) => localStorage.getItem(`sandan:${key}`) ?? fallback;
-const browser = navigator.language.startsWith("ja") ? "ja" : "en";
-// Every object has inherited keys such as "constructor", so that only its own keys count.
-const languages = [query.get("language"), remembered("language", browser), browser];
-const page = {
-  language: languages.find((name) => Object.hasOwn(settings.strings, name ?? "")),
-  annotator: query.get("annotator") ?? settings.annotator,
+// The ranking page; it runs after common.js.
+Object.assign(page, {
   state: null, ranks: [], flags: [], note: "", last: null, flagging: null, shownAt: 0, seconds: 0, busy: false,
-};
-function t(key) {
-  const strings = settings.strings[page.language];
-  return Object.hasOwn(strings, key) ? strings[key] : key;
-}
-const letter = (index) => String.fromCharCode(65 + index);
-
-function h(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (value === true) node.setAttribute(name, "");
-    else if (value !== false && value != null) node.setAttribute(name, value);
-  }
-  node.append(...children.flat().filter((child) => child != null && child !== false));
-  return node;
-}
-
-// Characters that draw nothing or turn the writing direction are shown by their code, not obeyed.
-const HIDDEN = new RegExp(settings.hidden, "gu");
-function visible(text) {
-  const parts = [];
-  let from = 0;
-  for (const match of text.matchAll(HIDDEN)) {
-    const code = match[0].codePointAt(0);
-    const name = `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
-    parts.push(text.slice(from, match.index), h("span", { class: "control" }, name));
-    from = match.index + match[0].length;
-  }
-  return [...parts, text.slice(from)];
-}
+});
 
 // ------------------------------------------------------------------------------------------------------------- server
 
 async function call(name, data = {}) {
   if (page.busy) return;
   page.busy = true;
-  const request = { annotator: page.annotator, language: page.language, ...data };
-  let reply;
-  for (;;) {
-    try {
-      reply = await server[name](request);
-      if (reply && typeof reply === "object") break;
-    } catch {
-      // The same request again: the log keeps a decision that is sent twice once.
-    }
-    root.querySelector(".banner").hidden = false;
-    // A server that was started again wants a cookie of its own, which comes with the page.
-    await fetch(location.pathname, { cache: "no-store" }).catch(() => null);
-    await new Promise((resolve) => setTimeout(resolve, 1000));
-  }
-  root.querySelector(".banner").hidden = true;
+  const reply = await request(name, data);
   page.busy = false;
   if (reply.error) say(reply.error, true);
   else show(reply);
@@ -229,18 +173,6 @@ function handle(key, control) {
 
 // ---------------------------------------------------------------------------------------------------------- rendering
 
-function say(message, bad = false) {
-  // Before the first item there is no line for messages; what is said then (a name that is none) is a banner.
-  const live = root.querySelector(".live") ?? root.querySelector(".banner");
-  live.hidden = false;
-  live.textContent = message;
-  live.classList.toggle("bad", bad);
-}
-
-function text(content) {
-  return h("div", { class: "text", dir: "auto" }, visible(content));
-}
-
 function turn({ role, content }) {
   return h("div", { class: `turn ${role === "assistant" ? role : ""}` }, h("small", {}, t(role)), text(content));
 }
@@ -294,19 +226,12 @@ function figures({ judged, skipped, left, items_per_hour, seconds_per_item }) {
 }
 
 function topBar(progress) {
-  const names = { en: "English", ja: "日本語" };
-  const choose = (event) => {
-    page.language = event.target.value;
-    localStorage.setItem("sandan:language", page.language);
-    if (page.state) call("open_item");
-    else render();
-  };
+  const choose = () => (page.state ? call("open_item") : render());
   return h("header", { class: "top" },
     h("div", { class: "brand" }, "sandan ", h("span", {}, page.annotator ?? "三段")),
     progress ? figures(progress) : null,
     h("div", { class: "right" },
-      h("select", { "aria-label": t("language"), onchange: choose },
-        Object.keys(settings.strings).map((one) => h("option", { value: one, selected: one === page.language }, names[one]))),
+      languageSelect(choose),
       h("button", { type: "button", onclick: () => root.querySelector("dialog.help").showModal() }, t("help"), h("kbd", {}, "?"))));
 }
 
@@ -318,14 +243,8 @@ function guidelines({ html, hash }) {
     h("details", { open: wide }, h("summary", {}, t("guidelines")), body, h("code", { title: hash }, hash)));
 }
 
-function helpDialog() {
-  const rows = [[["1", "…", "9"], "digit"], [["↑", "↓"], "move"], [["="], "tie"], [["0"], "clear"], [["Enter"], "enter"],
-    [["S"], "skip"], [["U"], "undo"], [["F"], "flag"], [["N"], "note"], [["Esc"], "escape"], [["?"], "help"]];
-  return h("dialog", { class: "help", "aria-label": t("help") }, h("h2", {}, t("help")),
-    h("dl", { class: "keys" }, rows.flatMap(([keys, name]) => [
-      h("dt", {}, keys.map((key) => (key === "…" ? key : h("kbd", {}, key)))), h("dd", {}, t(`key_${name}`))])),
-    h("form", { method: "dialog" }, h("button", { class: "primary" }, t("close"))));
-}
+const KEYS = [[["1", "…", "9"], "digit"], [["↑", "↓"], "move"], [["="], "tie"], [["0"], "clear"], [["Enter"], "enter"],
+  [["S"], "skip"], [["U"], "undo"], [["F"], "flag"], [["N"], "note"], [["Esc"], "escape"], [["?"], "help"]];
 
 function skipDialog() {
   return h("dialog", { class: "skip", "aria-label": t("skip_title") }, h("h2", {}, t("skip_title")),
@@ -372,8 +291,7 @@ function donePanel({ next_command }) {
 }
 
 function render() {
-  root.lang = document.documentElement.lang = page.language;
-  document.title = t("title");
+  nameLanguage();
   const { state } = page;
   const total = state ? state.progress.judged + state.progress.skipped + state.progress.left : 0;
   const share = total ? (100 * (total - state.progress.left)) / total : 0;
@@ -382,7 +300,7 @@ function render() {
   root.replaceChildren(topBar(state?.progress), h("div", { class: "track", role: "progressbar", "aria-valuenow": String(Math.round(share)), "aria-label": t("judged") }, bar),
     h("div", { class: "banner", role: "alert", hidden: true }, t("lost")),
     ...(!page.annotator ? [namePanel()] : state?.item ? [h("main", { class: "grid" }, item(state.item))] : state ? [h("main", {}, donePanel(state))] : []),
-    ...(state ? [actions()] : []), helpDialog(), skipDialog());
+    ...(state ? [actions()] : []), helpDialog(KEYS), skipDialog());
   if (state?.item) renderOrder();
 }
 
