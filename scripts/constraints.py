@@ -7,7 +7,7 @@ CPU (the only place it runs):
 From your own instructions (`prompt` or `messages`), judged by a file in IFEval's form:
     accelerate launch --config_file recipes/accelerate_configs/cpu.yaml scripts/constraints.py \
         --config recipes/smollm2-instructions/constraints.yaml \
-        --data_files my_prompts.jsonl --eval_data_files my_ifeval.jsonl
+        --data_files my_prompts.jsonl --eval_data_files my_ifeval.jsonl --output_dir outputs/mine/constraints
 """
 
 from dataclasses import dataclass, field
