@@ -17,6 +17,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from helpers import ROOT, zoo
 from helpers.checkout import environment, make, make_checkout, targets
 from helpers.scripts import run_processes, run_script
+from helpers.walk import PAGES
 
 import sandan.run.cli
 from sandan.core.chain import CHAIN
@@ -38,6 +39,7 @@ DOCUMENTS = [
     "docs/migration.md",
     "docs/own_models_and_data.md",
     "docs/command.md",
+    *PAGES,
     "SECURITY.md",
     "docs/ranking.md",
     *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/*/README.md")),
@@ -336,7 +338,11 @@ def test_own_data_of_the_docstrings_runs(checkout):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", list(dict.fromkeys(one for name in DOCUMENTS for one in blocks(name, "python"))))
+@pytest.mark.parametrize(
+    "block",
+    # What the walk through the steps shows runs in its notebook: test_how_it_works.py.
+    list(dict.fromkeys(block for name in DOCUMENTS if name not in PAGES for block in blocks(name, "python"))),
+)
 def test_python_example_runs(tmp_path, block):
     # A folder of this name stands for the model on the Hub.
     for name in re.findall(r'model="(\w+/[\w.-]+)"', block):
@@ -368,7 +374,14 @@ def test_both_languages_have_the_same_shape():
         assert results, f"{name}: no block of results"
         text = text.replace(results[0], "")
         items, cells = re.findall(r"^- ", text, re.MULTILINE), re.findall(r"^\|.*\|$", text, re.MULTILINE)
-        shapes.append((headings, len(items), len(cells), sorted(links(text) - {"README.md", "README.ja.md"})))
+        shapes.append(
+            (
+                headings,
+                len(items),
+                len(cells),
+                sorted({link.replace(".ja.md", ".md") for link in links(text)} - {"README.md"}),
+            )
+        )
     assert shapes[0] == shapes[1]
 
 
