@@ -3,9 +3,7 @@
 import json
 import os
 import re
-import shutil
 import sys
-from pathlib import Path
 
 import pytest
 from helpers import OFFLINE
@@ -40,27 +38,33 @@ def test_both_pages_have_the_same_code_pictures_and_formulas():
 def test_page_and_notebook_have_the_same_toys():
     cells = ["".join(cell["source"]) + "\n" for cell in code_cells()]
     commands = [line.removeprefix("!") for cell in cells for line in cell.splitlines() if line.startswith("!")]
-    assert commands == toy_commands(PAGES[0])
+    assert commands == ["sandan chain --recipe toys", toy_commands(PAGES[0])[-1]]
     assert [cell for cell in cells[1:] if not cell.startswith("!")] == [look.code for look in looks(PAGES[0])]
     assert not any(cell["outputs"] or cell["execution_count"] for cell in code_cells())
 
 
-@pytest.mark.slow
-def test_the_notebook_shows_what_the_page_shows(tmp_path, monkeypatch):
-    nbclient = pytest.importorskip("nbclient")
-    import nbformat
-
-    if not shutil.which("sandan", path=(programs := str(Path(sys.executable).parent))):
-        pytest.skip("the command sandan is not installed beside this Python")
-    monkeypatch.setenv("PATH", programs, prepend=os.pathsep)
+@pytest.fixture
+def sandan(tmp_path, monkeypatch):
+    """A folder in which the shell finds this Python's command `sandan`, however it was installed."""
+    program = tmp_path / "bin" / "sandan"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m sandan.command "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
     for name, value in OFFLINE.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_notebook_shows_what_the_page_shows(sandan):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    printed = ["".join(part["text"] for part in cell.outputs if part.get("name") == "stdout") for cell in notebook.cells if cell.cell_type == "code"]  # fmt: skip
-    commands = [text for text, cell in zip(printed, code_cells(), strict=True) if cell["source"][0].startswith("!")]
-    seen = [
-        text for text, cell in zip(printed[1:], code_cells()[1:], strict=True) if not cell["source"][0].startswith("!")
-    ]
+    nbclient.NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(sandan)}}).execute()
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"][1:]
+    commands, seen = [], []
+    for cell in cells:
+        printed = "".join(part.text for part in cell.outputs if part.get("name") == "stdout")
+        (commands if cell.source.startswith("!") else seen).append(printed)
     assert [without_digits(text) for text in seen] == [without_digits(look.seen) for look in looks(PAGES[0])]
     assert "stopped by stop_on_collapse" in commands[-1]
