@@ -74,7 +74,7 @@ def test_a_plan_needs_only_the_standard_library(checkout):
         (["sft", "--recipe", "tinny"], "--recipe tinny: no such recipe; did you mean tiny?"),
         (
             ["sft", "--recipe", "zzz"],
-            "--recipe zzz: no such recipe; there are: english-small, smollm2-instructions, tiny",
+            "--recipe zzz: no such recipe; there are: english-small, smollm2-instructions, tiny, toys",
         ),
         (["sft", "--recipe", "./nowhere"], "--recipe ./nowhere: no folder with a recipe's YAML files"),
         (["chain", "--launch", "singlegpu"], "--launch singlegpu: no such launch file; did you mean single_gpu?"),
