@@ -374,6 +374,7 @@ def test_without_a_login_the_rights_are_one_line(hub, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [500, "drop"])
 @pytest.mark.parametrize("request_", ["PUT /_lfs", "POST .*/commit", "POST .*/preupload", "POST /api/repos/create"])
 def test_a_fault_that_passes_is_waited_out(send, hub, fault, request_):

@@ -411,6 +411,7 @@ class OtherPrefix(nn.Module):
         self.score = nn.Linear(32, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ValueHeadModel, OtherPrefix, lambda: lora(make_classifier())])
 def test_critics_of_other_kinds_learn_and_resume(script, kind, tmp_path):
     torch.manual_seed(5)

@@ -140,6 +140,7 @@ def test_saved_policy_and_critic_load_with_peft(shared, reward_folder, tmp_path)
     assert not list((tmp_path / "saved").glob("critic*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["adapter", "policy"])
 def test_resumed_run_equals_the_uninterrupted_one(shared, tiny, reward_folder, tmp_path, backbone):
     def make(name):

@@ -203,6 +203,7 @@ def test_mixed_precision_and_checkpointing_are_used(tiny):  # T4, T5
     assert updates(trainer)[0]["val/ratio"] == 1
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_does_not_change_the_result(tiny):
     finals = []
     for checkpointing in (False, True):

@@ -48,6 +48,7 @@ def test_learns_what_trainer_learns(kind, tmp_path):
     assert [entry["tokens_per_second"] > 0 for entry in ours.state.log_history if "tokens_per_second" in entry]
 
 
+@pytest.mark.slow
 def test_a_compiled_step_has_no_mask(tmp_path):
     model = make_model("llama")
     args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")

@@ -196,6 +196,7 @@ if __name__ == "__main__":
 '''
 
 
+@pytest.mark.slow
 def test_a_new_stage_is_a_row_a_script_and_a_recipe_file(checkout):
     (checkout / "src").unlink()
     shutil.copytree(ROOT / "src", checkout / "src", ignore=shutil.ignore_patterns("__pycache__"))
