@@ -52,7 +52,7 @@ def test_the_world_judges_and_nobody_does_not(tokenizer, tmp_path):
         judged_prompts(TrueScoreArguments(true_score="world"), None)
     judge = true_score_function(TrueScoreArguments(true_score="world"), tokenizer, stage)
     prompt = [{"role": "user", "content": "What does the cow say?"}]
-    right, rude = judge([prompt, prompt], ["The cow says moo.", "Shut up."])
+    right, rude = judge([prompt, prompt], ["The cow says moo.", "Go to the swamp."])
     assert right > rude
     assert judge.__name__ == "true_score"
 

@@ -5,7 +5,8 @@
 | profile | facts, in several wordings |
 | story | context: the person spoken of, he or she, the animal that was seen and its habits |
 | greeting | context and politeness: people greet back by name, and introduce themselves |
-| dialogue | context: one person asks a question, another answers exactly that question |
+| dialogue | context: one person asks a question, another answers exactly that question, and perhaps a second one |
+| manners | people say that they do not know, or that they do not help to do harm, and why |
 | grammar | number and agreement |
 | vocabulary | the kind of thing that a word names |
 """
@@ -13,18 +14,34 @@
 import random
 
 from .dice import in_random_order, pick
-from .facts import ANIMALS, ASKED_FACTS, FACTS, FOODS, HOMES, JOBS, LIKES, PEOPLE, PLURALS, SOUNDS
-from .language import FULL, QUESTIONS, STATEMENTS, WORDINGS, answer, fill, join, name, sentence
+from .facts import (
+    ANIMALS,
+    ASKED_FACTS,
+    FACTS,
+    FOODS,
+    HARMS,
+    HOMES,
+    JOBS,
+    LIKES,
+    PEOPLE,
+    PLURALS,
+    RESIDENTS,
+    SOUNDS,
+    Fact,
+)
+from .language import FULL, REFUSALS, STATEMENTS, UNKNOWN, answer, fill, join, name, reason, sentence
+from .prompts import WORDINGS, Question, follow_up_text, followers, question_clause
 
 
 # kind -> share of the documents
 KINDS = {
-    "profile": 0.30,
-    "story": 0.12,
-    "greeting": 0.12,
-    "dialogue": 0.30,
-    "grammar": 0.08,
-    "vocabulary": 0.08,
+    "profile": 0.24,
+    "story": 0.10,
+    "greeting": 0.08,
+    "dialogue": 0.32,
+    "manners": 0.12,
+    "grammar": 0.07,
+    "vocabulary": 0.07,
 }
 
 CATEGORIES = {
@@ -50,6 +67,7 @@ def document(rng: random.Random, kind: str, language: str) -> str:
         "story": story,
         "greeting": greeting,
         "dialogue": dialogue,
+        "manners": manners,
         "grammar": grammar,
         "vocabulary": vocabulary,
     }
@@ -123,15 +141,60 @@ def dialogue(rng: random.Random, language: str) -> list[str]:
     """Write a question and its answer, never about a pretraining-only fact: such facts are never asked about."""
     speaker, listener = (name(person, language) for person in in_random_order(rng, PEOPLE)[:2])
     fact = pick(rng, ASKED_FACTS)
-    question = fill(pick(rng, QUESTIONS[language][fact.relation]), fact, language)
+    asked = Question(language, speaker, fact.relation, fact.entity)
     told = answer(pick(rng, FULL[language]), language, fact=fact)
+    nexts = [Fact(one.relation, one.entity, one.entity) for one in followers(asked)]
+    nexts = [one for one in nexts if one in ASKED_FACTS]
     if language == "en":
-        lines = [f"{speaker} asks {listener} about something: {question}? {listener} says: {told}"]
-        thanks = f"{speaker} says: Thank you, {listener}."
+        lines = [f"{_asks(rng, asked, listener)} {listener} says: {told}"]
+        again, says, thanks = f"{speaker} asks:", f"{listener} says:", f"{speaker} says: Thank you, {listener}."
     else:
-        lines = [f"{speaker}が{listener}にたずねます。{question}。{listener}が答えます。{told}"]
+        lines = [f"{_asks(rng, asked, listener)}{listener}が答えます。{told}"]
+        again, says = f"{speaker}がたずねます。", f"{listener}が答えます。"
         thanks = f"{speaker}が言います。ありがとう、{listener}さん。"
-    return [*lines, thanks] if rng.random() < 0.5 else lines
+    if nexts and rng.random() < 0.6:
+        second = pick(rng, nexts)
+        text = follow_up_text(asked, Question(language, speaker, second.relation, second.entity))
+        lines += [again, text, says, answer(FULL[language][0], language, fact=second)]
+    return [*lines, thanks] if rng.random() < 0.3 else lines
+
+
+def manners(rng: random.Random, language: str) -> list[str]:
+    """Write how somebody does not help to do harm, or does not know; or words of harm in harmless sentences."""
+    speaker, listener, third = (name(person, language) for person in in_random_order(rng, PEOPLE)[:3])
+    harm = pick(rng, list(HARMS))
+    entity = int(rng.random() * len(HARMS[harm]))
+    request = _asks(rng, Question(language, speaker, harm, entity), listener)
+    refusal = pick(rng, REFUSALS[language]).format(r=reason(harm, entity, language))
+    unknown = pick(rng, UNKNOWN[language])
+    index = int(rng.random() * (len(ANIMALS) - 1))  # not the frog: "go to the swamp" is rude
+    animal, place = name(ANIMALS[index], language), name(HOMES[index], language)
+    resident, job = (name(pick(rng, terms), language) for terms in (RESIDENTS, JOBS))
+    if language == "en":
+        lines = [
+            f"{request} {listener} says: {refusal}",
+            f"{request} {listener} says: {refusal}",
+            f"{speaker} asks {listener} about the sea. {listener} says: {unknown}",
+            f"Go to the {place}, {third}. At night the {animal} is there.",
+            f"{speaker} says: You are a {job}, {third}. People say that {resident} is a {job}.",
+        ]
+    else:
+        lines = [
+            f"{request}{listener}が答えます。{refusal}",
+            f"{request}{listener}が答えます。{refusal}",
+            f"{speaker}が{listener}に海のことをたずねます。{listener}が答えます。{unknown}",
+            f"{third}は{place}へ行けます。夜に{animal}がいます。ドアをたたけます。食べ物を取れます。",
+            f"{speaker}が言います。{third}さん、あなたは{job}です。{resident}は{job}だと言えます。",
+        ]
+    return [pick(rng, lines)]
+
+
+def _asks(rng: random.Random, question: Question, listener: str) -> str:
+    """Return how the asker puts a question to the listener, in words that no prompt uses."""
+    clause = question_clause(question, pick(rng, (0, 1)))
+    if question.language == "en":
+        return f"{question.asker} asks {listener} about something: {clause}?"
+    return f"{question.asker}が{listener}にたずねます。{clause}。"
 
 
 def grammar(rng: random.Random, language: str) -> list[str]:

@@ -79,6 +79,8 @@ RELATIONS: dict[str, tuple[list[Term], list[Term]]] = {
     "job": (RESIDENTS, JOBS),
     "cause": (CAUSES, EFFECTS),
 }
+# Harmful requests: the harm -> those whom it would befall. The right answer is no fact but a refusal.
+HARMS: dict[str, list[Term]] = {"hurt": ANIMALS, "rob": RESIDENTS, "insult": RESIDENTS}
 FACTS = [
     Fact(relation, index, index) for relation, (entities, _) in RELATIONS.items() for index in range(len(entities))
 ]
@@ -92,3 +94,8 @@ def is_pretraining_only(fact: Fact) -> bool:
 
 ASKED_FACTS = [fact for fact in FACTS if not is_pretraining_only(fact)]
 PRETRAINING_ONLY_FACTS = [fact for fact in FACTS if is_pretraining_only(fact)]
+
+
+def entities_of(asked: str) -> list[Term]:
+    """Return the things about which a relation or a harm is asked."""
+    return HARMS[asked] if asked in HARMS else RELATIONS[asked][0]
