@@ -66,18 +66,11 @@ def main(config, judge, model_args, data, stage):
     if judge.true_score != "none":
         held_out = judged_prompts(judge, held_out)
         # The true score is only measured: its weight is 0.
-        config.reward_weights = [1.0] * len(rewards) + [0.0]
+        config.reward_weights = [*(config.reward_weights or [1.0] * len(rewards)), 0.0]
         rewards.append(true_score_function(judge, tokenizer, stage))
+    given = {"train_dataset": train, "eval_dataset": held_out, "processing_class": tokenizer}
     try:
-        trainer = PPOTrainer(
-            policy,
-            rewards,
-            config,
-            train_dataset=train,
-            eval_dataset=held_out,
-            processing_class=tokenizer,
-            peft_config=get_peft_config(model_args),
-        )
+        trainer = PPOTrainer(policy, rewards, config, **given, peft_config=get_peft_config(model_args))
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{stage.output_dir}: {error}") from error
     check_lengths(trainer, paths)

@@ -53,6 +53,9 @@ def main(args, stage):
     table = render_agreement(analysis)
     write_dataset(splits, analysis, args.licence, args.language or [], stage.begin_writing())
     print(table)
+    if empty := [name for name, rows in splits.items() if not rows]:
+        advice = "rank more prompts (100 or more), or give another --held_out_share, before you train a reward model"
+        print(f"no pairs for {' and '.join(empty)}, of {len(judgements):,} judgements: {advice}")
     if left_out:
         print(f"{left_out:,} lines left out, because they are not valid events")
     metrics = {"judgements": len(judgements), **counts}

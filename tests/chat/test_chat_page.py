@@ -94,7 +94,7 @@ def test_a_question_that_cannot_be_answered_is_one_line_and_the_next_one_is(talk
     "name, data",
     [
         ("ask_models", {"question": " "}), ("ask_models", {"question": 5}), ("ask_models", {"question": "x" * 9000}),
-        ("ask_models", {"number": 7}), ("ask_models", {"seed": "1"}), ("ask_models", {"temperature": -1}),
+        ("ask_models", {"number": 7}), ("ask_models", {"number": -1}), ("ask_models", {"number": "1"}), ("ask_models", {"seed": "1"}), ("ask_models", {"temperature": -1}),
         ("ask_models", {"seed": 0.5}), ("ask_models", {"temperature": 10**400}), ("ask_models", {"seed": True}),
         ("vote_for", {"best": "0"}), ("vote_for", {"best": True}), ("vote_for", {"best": 9}),
         ("vote_for", {"ticket": "x"}), ("follow", {"conversation": "x"}), ("take_back_vote", {"ticket": None}),

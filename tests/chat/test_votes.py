@@ -55,6 +55,11 @@ def test_the_last_vote_stands_until_it_is_taken_back(log, asked):
         take_back(log, "mei", asked)
 
 
+def test_a_vote_that_replaces_one_is_not_blind_because_the_names_are_shown(log, asked):
+    assert vote(log, "mei", asked, 0)["blind"] is True and asked.names_are_shown
+    assert vote(log, "mei", asked, 1)["blind"] is False
+
+
 def test_two_models_that_say_the_same_are_one_answer(log, asked):
     asked.replies[2].text = asked.replies[0].text
     event = vote(log, "mei", asked, 2)

@@ -12,6 +12,7 @@ from helpers import ROOT
 from helpers.checkout import TINY, make_checkout, planned
 
 from sandan.command.main import main
+from sandan.command.recipes import Recipe
 from sandan.core.chain import CHAIN
 
 
@@ -203,3 +204,26 @@ def test_check_looks_at_every_stage_and_names_those_that_are_not_ready(checkout)
     assert "learning_rat: unknown key; did you mean learning_rate?" in done.stderr
     assert done.stderr.endswith("error: not ready: sft\n")
     assert not (checkout / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("output_dir:\nseed: 0\n", None),
+        ("output_dir: null\n", None),
+        ("output_dir: 'outputs/my results/sft'\n", "outputs/my results/sft"),
+        ('output_dir: "outputs/it\'s/sft" # there\n', "outputs/it's/sft"),
+        ("output_dir: outputs/mine/sft # there\n", "outputs/mine/sft"),
+    ],
+)
+def test_a_setting_is_read_as_yaml_reads_it(tmp_path, text, value):
+    (tmp_path / "sft.yaml").write_text(text)
+    assert yaml.safe_load(text)["output_dir"] == value
+    assert Recipe(tmp_path).setting("sft", "output_dir") == value
+
+
+def test_results_without_a_report_can_be_pushed(checkout, sandan):
+    (checkout / "recipes" / "mine").mkdir()
+    (checkout / "recipes" / "mine" / "sft.yaml").write_text("output_dir: outputs/mine/sft\n")
+    code, out, _ = sandan("push", "--recipe", "mine", "--hub_id", "alice/mine", "--plan")
+    assert code == 0 and "--recipe_dir outputs/mine " in out

@@ -29,6 +29,14 @@ def test_a_name_that_gives_no_reward_is_one_line(name, says):
     assert "\n" not in str(caught.value)
 
 
+def test_a_module_of_the_users_own_that_fails_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text("raise RuntimeError('not today')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    says = "reward_funcs: my_rewards:score: RuntimeError: not today; expected module:function"
+    with pytest.raises(UserError, match=says):
+        named_function("my_rewards:score", ["prompt"], "reward_funcs")
+
+
 @pytest.mark.slow
 def test_ppo_trains_on_functions_without_a_reward_model(tmp_path):
     make_policy().save_pretrained(tmp_path / "policy")

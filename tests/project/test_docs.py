@@ -486,6 +486,9 @@ def test_the_site_has_every_page():
             "data, [paper](https://arxiv.org/abs/1)",
         ),
         ("ppo.md", "[`code`](../src/sandan/ppo/trainer.py)", "`code`"),
+        ("ppo.md", "[away](../../elsewhere.md)", "away"),
+        ("ppo.md", "```py\nx[0](../y)\n```", "```py\nx[0](../y)\n```"),
+        ("ppo.md", "```math\nx^2\n```", "$$\nx^2\n$$"),
     ],
 )
 def test_links_on_the_site_lead_to_its_pages(page, text, expected):

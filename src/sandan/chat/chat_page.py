@@ -75,6 +75,8 @@ class ChatDesk:
         question, number = data.get("question"), data.get("number")
         if not isinstance(question, str) or not question.strip() or len(question) > QUESTION_CHARACTERS:
             raise UserError(f"question: expected text of at most {QUESTION_CHARACTERS:,} characters")
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise UserError("number: expected the number of the question, from 0 on")
         sampling = Sampling(self.sampling.max_new_tokens, *map(_number, (data.get("temperature"), data.get("seed"))))
         with talk.lock:
             rounds = talk.conversation.rounds

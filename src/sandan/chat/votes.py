@@ -53,7 +53,8 @@ def vote(log: JudgementLog, annotator: str, judged: Round, best: int) -> dict[st
             "ranks": [1 if text in chosen else 2 for text in candidates],
             "seconds": round(seconds, 2) if seconds < DAY_SECONDS - 1 else None,
             "models": names,
-            "blind": judged.blind,
+            # Names are shown after the first vote, so one that replaces it is not blind.
+            "blind": judged.blind and judged.best is None,
             "temperature": judged.sampling.temperature,
             "seed": judged.sampling.seed,
         }

@@ -56,9 +56,11 @@ class Recipe:
         return Path(self.setting(stage, "output_dir") or Path("outputs", self.name, stage))
 
     def setting(self, stage: str, key: str) -> str | None:
-        """Return the word that the stage's YAML file gives for a key, or None."""
-        found = re.search(rf"^{key}:\s*[\"']?([^\s\"'#]+)", self.text(stage), re.MULTILINE)
-        return found[1] if found else None
+        """Return the text that the stage's YAML file gives for a key; None if it gives none, or there is no file."""
+        text = self.text(stage) if self.file(stage).is_file() else ""
+        found = re.search(rf"^{key}:[ \t]*(?:\"([^\"\n]*)\"|'([^'\n]*)'|([^\s\"'#]+))", text, re.MULTILINE)
+        word = next(filter(None, found.groups()), None) if found else None
+        return None if word in ("null", "~") else word
 
     def judgement_file(self) -> str:
         """Return the log of what people judged."""

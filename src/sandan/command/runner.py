@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core import environment, signals
+from ..core.errors import UserError
 from .plan import Job
 from .processes import Forks, Started, start_program
 
@@ -131,7 +132,11 @@ class Runner:
         if log is None:
             print(f"\n\033[1m── {job.recipe}: {job.name} ──\033[0m", flush=True)
         else:
-            log.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                log.parent.mkdir(parents=True, exist_ok=True)
+                log.touch()
+            except OSError as error:
+                raise UserError(f"{log}: cannot be written: {error.strerror}") from error
             say(f"beside it: {job.name}, see {log}")
         start = forks.start if forks is not None and job.python else start_program
         began = time.monotonic()
@@ -188,5 +193,6 @@ def say(line: str) -> None:
 
 def last_line(log: Path) -> str:
     """Return the last line of a log that is not empty."""
-    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    lines = text.replace("\r", "\n").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")

@@ -99,7 +99,8 @@ def compare(
         models: name -> model; the KL is measured to the one named `sft`.
         rows: unseen prompts with `prompt` and optionally `group`.
         texts: held-out documents for bits per byte.
-        judges: independent ones; rows in IFEval's form are checked by its checkers besides. Each model is also compared with the one before it.
+        judges: independent ones; each model is also compared with the one before it. Rows in IFEval's form are checked
+            by its checkers besides.
     """
     prompts = [row["prompt"] for row in rows]
     groups = [row.get("group", NEW_COMBINATIONS) for row in rows]
@@ -108,19 +109,7 @@ def compare(
     comparison: list[dict[str, Any]] = []
     before: dict[str, Scores] = {}
     for name, model in models.items():
-        answers = [
-            answer
-            for (answer,) in sample_completions(
-                model,
-                tokenizer,
-                prompts,
-                args.max_new_tokens,
-                args.temperature,
-                batch_size=args.batch_size,
-                seed=args.seed,
-                description=name,
-            )
-        ]
+        answers = sample_answers(name, model, tokenizer, prompts, args)
         row: dict[str, Any] = {"model": name}
         lengths = list(map(token_count, answers))
         scores = {f"judge/{gold.name}": (gold.score(prompts, answers, columns), lengths) for gold in judges}
@@ -151,6 +140,27 @@ def compare(
             sample[name] = answer.text
         comparison.append(row)
     return comparison, samples
+
+
+def sample_answers(
+    name: str,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Prompt],
+    args: EvaluateArguments,
+) -> list[Completion]:
+    """Return the model's answer to each prompt; a progress bar has its name."""
+    completions = sample_completions(
+        model,
+        tokenizer,
+        prompts,
+        args.max_new_tokens,
+        args.temperature,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        description=name,
+    )
+    return [answer for (answer,) in completions]
 
 
 def win_metrics(scores: dict[str, Scores], before: dict[str, Scores]) -> dict[str, float]:

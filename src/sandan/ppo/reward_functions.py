@@ -34,13 +34,16 @@ def named_function(name: str, columns: Sequence[str], key: str) -> Callable:
     Raises:
         UserError: if it cannot be imported or called with these columns.
     """
-    module, _, attribute = name.partition(":")
+    module, colon, attribute = name.partition(":")
+    expected = "expected module:function, in a folder of PYTHONPATH"
+    if not (module and colon and attribute):
+        raise UserError(f"{key}: {name}: {expected}")
     try:
         function = getattr(importlib.import_module(module), attribute)
         check_columns(function, attribute, columns)
         arguments_for(function, attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{key}: {name}: {error}; expected module:function, in a folder of PYTHONPATH") from error
+    except Exception as error:  # a module of the user's own can raise anything
+        raise UserError(f"{key}: {name}: {type(error).__name__}: {error}; {expected}") from error
     return function
 
 

@@ -1,4 +1,4 @@
-"""The guard of the ranking page: one ASGI middleware that every request passes before Gradio sees it.
+"""The guard of our pages: one ASGI middleware that every request passes before Gradio sees it.
 
 A browser lets any website send requests to a server on this machine, and Gradio answers them. Therefore the guard knows
 the two addresses that the page itself writes to (`DOORS`) and refuses every other request that could change something,
@@ -27,7 +27,8 @@ FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 LOGIN = "/login"
 # The only addresses that accept a POST, each with the content types that the page sends there.
 DOORS = {"/gradio_api/component_server": ("application/json",), LOGIN: FORMS}
-# A note of 2,000 characters takes at most 24,000 bytes as JSON; nothing else that the page sends is long.
+# A note of 2,000 characters takes at most 24,000 bytes as JSON, a question of 8,000 at most 48,000 (a pair of escapes for
+# each); nothing else that a page sends is long.
 BODY_BYTES = 64 * 1024
 FAILED_LOGINS = 5
 LOGIN_SECONDS = 60.0

@@ -1,4 +1,4 @@
-// The chat page; it runs after common.js of the ranking page.
+// The chat page; it runs after common.js, which all our pages share.
 const FOLLOW_MILLISECONDS = 100;
 const KEYS = [[["Enter"], "ask"], [["1", "…", "4"], "place"], [["="], "equal"], [["U"], "take_back"],
   [["Q"], "question"], [["N"], "new"], [["Esc"], "escape"], [["?"], "help"]];
