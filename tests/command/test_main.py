@@ -80,7 +80,12 @@ def test_a_plan_needs_only_the_standard_library(checkout):
         (["sft", "--recipe", "./nowhere"], "--recipe ./nowhere: no folder with a recipe's YAML files"),
         (["chain", "--launch", "singlegpu"], "--launch singlegpu: no such launch file; did you mean single_gpu?"),
         (["rank", "--recipe", "english-small"], "recipes/english-small/rank.yaml: no such file"),
-        (["chain", "--learning_rate", "1"], "--learning_rate 1: options are for one stage, as in: sandan sft"),
+        (
+            ["chain", "--learning_rate", "1"],
+            "--learning_rate: no option of sandan chain; there are: --recipe, --launch,",
+        ),
+        (["chain", "--lauch", "cpu"], "--lauch: no option of sandan chain; did you mean --launch?"),
+        (["demo", "--until", "sft"], "--until: no option of sandan demo; "),
         (["recipes", "--nonsense"], "--nonsense: no such option"),
         (["init", "../mine"], "../mine: not a name for a recipe"),
         (["init", "accelerate_configs"], "accelerate_configs: not a name for a recipe"),

@@ -67,7 +67,11 @@ def run_stages(args: Namespace, options: list[str]) -> int:
         return open_ranking_page(recipe, args, options)
     until = args.command if args.command in STAGES else getattr(args, "until", None)
     if options and until is None:
-        raise UserError(f"{' '.join(options)}: options are for one stage, as in: sandan sft {' '.join(options)}")
+        own = [f"--{name}" for name in vars(args) if name in ("recipe", "launch", "seed", "until", "plan")]
+        raise UserError(
+            f"{options[0]}: no option of sandan {args.command}; {nearest(options[0], own)} Options of a stage are for that "
+            "stage, as in: sandan sft --learning_rate 1e-3"
+        )
     request = Request(recipe, args.launch, until, tuple(options), getattr(args, "seed", None))
     return run_jobs(plan(request), args)
 
