@@ -80,12 +80,14 @@ def check_lengths(rows, tokenizer, args, paths):
 
 
 def minimal_pairs(pairs, tokenizer, base, masked):
-    """Return the accuracy on minimal pairs by skill, of the base model and of the masked one if there is one."""
+    """Return the accuracy on minimal pairs by skill, of the base model and of the masked one, as far as there."""
     from functools import partial
 
     from sandan.evaluate.comparison import log_probs, minimal_pair_accuracy, pseudo_log_probs
 
-    scorers = {"clm": lambda ids: log_probs(base, ids, [1] * len(ids))}
+    scorers = {}
+    if base is not None:
+        scorers["clm"] = lambda ids: log_probs(base, ids, [1] * len(ids))
     if masked is not None:
         scorers["mlm"] = partial(pseudo_log_probs, *masked)
     return {

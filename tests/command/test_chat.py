@@ -3,16 +3,8 @@
 import shlex
 
 import pytest
-from helpers.checkout import make_checkout
 
 from sandan.command.main import main
-
-
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    folder = make_checkout(tmp_path / "checkout")
-    monkeypatch.chdir(folder)
-    return folder
 
 
 @pytest.fixture

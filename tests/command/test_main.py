@@ -9,19 +9,11 @@ import time
 import pytest
 import yaml
 from helpers import ROOT
-from helpers.checkout import TINY, make_checkout, planned
+from helpers.checkout import TINY, planned
 
 from sandan.command.main import main
 from sandan.command.recipes import Recipe
 from sandan.core.chain import CHAIN
-
-
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """The current folder: a checkout with the recipe `tiny`, in which nothing has run."""
-    folder = make_checkout(tmp_path / "checkout")
-    monkeypatch.chdir(folder)
-    return folder
 
 
 @pytest.fixture

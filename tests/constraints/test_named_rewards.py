@@ -37,6 +37,14 @@ def test_a_module_of_the_users_own_that_fails_is_one_line(tmp_path, monkeypatch)
         named_function("my_rewards:score", ["prompt"], "reward_funcs")
 
 
+def test_what_a_module_says_is_missing_stays_as_it_is(tmp_path, monkeypatch):
+    text = "from sandan.core.errors import UserError\nraise UserError('a package is missing; install it: pip install it')\n"
+    (tmp_path / "needs_a_package.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="^a package is missing; install it: pip install it$"):
+        named_function("needs_a_package:score", ["prompt"], "reward_funcs")
+
+
 @pytest.mark.slow
 def test_ppo_trains_on_functions_without_a_reward_model(tmp_path):
     make_policy().save_pretrained(tmp_path / "policy")

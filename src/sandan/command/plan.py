@@ -50,7 +50,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for.
+    """Hold what the user asks for.
 
     Args:
         recipe: whose stages run.

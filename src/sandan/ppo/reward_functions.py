@@ -42,6 +42,8 @@ def named_function(name: str, columns: Sequence[str], key: str) -> Callable:
         function = getattr(importlib.import_module(module), attribute)
         check_columns(function, attribute, columns)
         arguments_for(function, attribute)
+    except UserError:  # it says what is missing and how to get it
+        raise
     except Exception as error:  # a module of the user's own can raise anything
         raise UserError(f"{key}: {name}: {type(error).__name__}: {error}; {expected}") from error
     return function
